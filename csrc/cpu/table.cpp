@@ -1,0 +1,30 @@
+// This instruction set's kernels, collected. Their names stand in declare.h.
+#include "declare.h"
+
+#define FASTADV_TEXT_OF(name) #name
+#define FASTADV_TEXT(name) FASTADV_TEXT_OF(name)
+#define FASTADV_STEPS(name)                                                       \
+  {name<float, float, true>, name<double, double, true>, name<bfloat16, bfloat16, true>, \
+   name<float16, float16, true>}
+#define FASTADV_SHARED_STEPS(name)                                                  \
+  {name<float, float, false>, name<double, double, false>, name<bfloat16, float, false>, \
+   name<float16, float, false>}
+#define FASTADV_EACH_DTYPE(name) {name<float>, name<double>, name<bfloat16>, name<float16>}
+
+FASTADV_NAMESPACE_BEGIN
+
+const Kernels& table() {
+  static constexpr Kernels kTable = {
+      .isa = FASTADV_TEXT(FASTADV_ISA),
+      .step = {FASTADV_STEPS(step_linf), FASTADV_STEPS(step_l2), FASTADV_STEPS(step_l1)},
+      .shared_step = {FASTADV_SHARED_STEPS(step_linf), FASTADV_SHARED_STEPS(step_l2),
+                      FASTADV_SHARED_STEPS(step_l1)},
+      .accumulate = FASTADV_EACH_DTYPE(accumulate),
+      .head = {},
+      .digest = FASTADV_EACH_DTYPE(digest),
+      .uniform = {uniform<float>, uniform<double>},
+  };
+  return kTable;
+}
+
+FASTADV_NAMESPACE_END

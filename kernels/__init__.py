@@ -1,0 +1,1 @@
+"""fastadv's Triton kernels, installed as `fastadv.kernels`. Importing this needs no Triton."""
