@@ -3,15 +3,20 @@
 
 #define FASTADV_TEXT_OF(name) #name
 #define FASTADV_TEXT(name) FASTADV_TEXT_OF(name)
-#define FASTADV_STEPS(name)                                                       \
+#define FASTADV_STEPS(name)                                                              \
   {name<float, float, true>, name<double, double, true>, name<bfloat16, bfloat16, true>, \
    name<float16, float16, true>}
-#define FASTADV_SHARED_STEPS(name)                                                  \
+#define FASTADV_SHARED_STEPS(name)                                                       \
   {name<float, float, false>, name<double, double, false>, name<bfloat16, float, false>, \
    name<float16, float, false>}
+#define FASTADV_HEADS(which) \
+  {head<which, float>, head<which, double>, head<which, bfloat16>, head<which, float16>}
 #define FASTADV_EACH_DTYPE(name) {name<float>, name<double>, name<bfloat16>, name<float16>}
 
 FASTADV_NAMESPACE_BEGIN
+
+template <Head kHead, class T>
+void head(const HeadArgs&, int64_t begin, int64_t end);
 
 const Kernels& table() {
   static constexpr Kernels kTable = {
@@ -20,7 +25,8 @@ const Kernels& table() {
       .shared_step = {FASTADV_SHARED_STEPS(step_linf), FASTADV_SHARED_STEPS(step_l2),
                       FASTADV_SHARED_STEPS(step_l1)},
       .accumulate = FASTADV_EACH_DTYPE(accumulate),
-      .head = {},
+      .head = {FASTADV_HEADS(kCrossEntropy), FASTADV_HEADS(kBinaryCrossEntropy),
+               FASTADV_HEADS(kMargin), FASTADV_HEADS(kDlr), FASTADV_HEADS(kKl)},
       .digest = FASTADV_EACH_DTYPE(digest),
       .uniform = {uniform<float>, uniform<double>},
   };
