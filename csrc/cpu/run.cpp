@@ -1,0 +1,92 @@
+#include "run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace fastadv {
+namespace {
+
+// Work for about 10 us in the fastest kernel: below it a second thread costs more than it gives.
+constexpr int64_t kGrain = 32768;
+
+template <class F>
+void over(int64_t count, int64_t grain, ParallelFor parallel, const F& f) {
+  if (count <= 0) return;
+  const Body body = [](int64_t begin, int64_t end, void* context) {
+    (*static_cast<const F*>(context))(begin, end);
+  };
+  parallel(0, count, grain, body, const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+int64_t samples_a_grain(int64_t size) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)); }
+
+// velocity <- momentum * velocity + sum / ||sum||_1 (MI-FGSM, Dong et al. 1710.06081, equation 6).
+template <class C>
+void gather_momentum(C* velocity, const C* sum, int64_t size, double momentum) {
+  double norm = 0;
+  for (int64_t i = 0; i < size; ++i) norm += std::abs(double(sum[i]));
+  const double scale = norm > 0 ? 1 / norm : 0;
+  for (int64_t i = 0; i < size; ++i) {
+    velocity[i] = C(momentum * double(velocity[i]) + scale * double(sum[i]));
+  }
+}
+
+template <class C>
+void universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor parallel) {
+  const Kernels& table = kernels();
+  // One buffer a thread, kept: fresh pages would cost more than the sums.
+  static thread_local std::vector<C> buffer;
+  if (int64_t(buffer.size()) < args.size) buffer.resize(args.size);
+  C* const sum = buffer.data();
+  const AccumulateArgs accumulate{sum, args.grads, args.weights, args.samples, args.size, args.signs};
+  over(args.size, std::max<int64_t>(512, kGrain / std::max<int64_t>(1, args.samples)), parallel,
+       [&](int64_t begin, int64_t end) { table.accumulate[dtype](accumulate, begin, end); });
+  const C* direction = sum;
+  if (args.velocity != nullptr) {
+    C* const velocity = static_cast<C*>(args.velocity);
+    gather_momentum(velocity, sum, args.size, args.momentum);
+    direction = velocity;
+  }
+  const StepArgs step{args.delta,  direction, nullptr, 1, args.size, args.step_size,
+                      args.radius, Box{},     args.steepest, args.top};
+  table.shared_step[norm][dtype](step, 0, norm == kLinf ? args.size : 1);
+}
+
+}  // namespace
+
+void run_step(Norm norm, DType dtype, const StepArgs& args, ParallelFor parallel) {
+  const StepKernel kernel = kernels().step[norm][dtype];
+  const bool by_element = norm == kLinf;
+  over(by_element ? args.samples * args.size : args.samples,
+       by_element ? kGrain : samples_a_grain(args.size), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor parallel) {
+  if (dtype == kFloat64) {
+    universal<double>(norm, dtype, args, parallel);
+  } else {
+    universal<float>(norm, dtype, args, parallel);
+  }
+}
+
+void run_head(Head head, DType dtype, const HeadArgs& args, ParallelFor parallel) {
+  const HeadKernel kernel = kernels().head[head][dtype];
+  over(args.samples, samples_a_grain(16 * args.classes), parallel,  // an exp costs as 16 elements
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_digest(DType dtype, const DigestArgs& args, ParallelFor parallel) {
+  const DigestKernel kernel = kernels().digest[dtype];
+  over(args.samples, samples_a_grain(args.size), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor parallel) {
+  const UniformKernel kernel = kernels().uniform[double_precision];
+  over(args.samples, samples_a_grain(8 * args.size), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+}  // namespace fastadv

@@ -1,0 +1,113 @@
+// Vectors as wide as the ISA's registers, by the compilers' vector extensions (GCC and Clang): the
+// formulas of math.h run on them unchanged, with no intrinsics and the same bits on every ISA.
+#pragma once
+
+#include "../math.h"
+
+FASTADV_NAMESPACE_BEGIN
+
+#if defined(__AVX512F__)
+constexpr int kRegister = 64;
+#elif defined(__AVX2__)
+constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16;
+#endif
+
+typedef float Floats __attribute__((vector_size(kRegister)));
+typedef double Doubles __attribute__((vector_size(kRegister)));
+typedef int32_t Ints __attribute__((vector_size(kRegister)));
+typedef int64_t Longs __attribute__((vector_size(kRegister)));
+typedef uint16_t Shorts __attribute__((vector_size(kRegister / 2)));
+typedef float HalfFloats __attribute__((vector_size(kRegister / 2)));
+
+template <>
+struct IntOf<Floats> {
+  using Type = Ints;
+};
+template <>
+struct IntOf<Doubles> {
+  using Type = Longs;
+};
+
+template <class C>
+struct VectorOf {
+  using Type = Floats;
+};
+template <>
+struct VectorOf<double> {
+  using Type = Doubles;
+};
+template <class T>
+using Vector = typename VectorOf<Compute<T>>::Type;
+template <class T>
+constexpr int kLanes = kRegister / sizeof(Compute<T>);
+
+template <class T>
+FASTADV_FN Vector<T> load(const T* from) {
+  if constexpr (sizeof(T) == 2) {
+    Shorts bits;
+    memcpy(&bits, from, sizeof(bits));
+    return decode<T, Vector<T>>(__builtin_convertvector(bits, Ints));
+  } else {
+    Vector<T> v;
+    memcpy(&v, from, sizeof(v));
+    return v;
+  }
+}
+template <class T>
+FASTADV_FN void store(T* to, Int<Vector<T>> bits) {
+  if constexpr (sizeof(T) == 2) {
+    const Shorts narrow = __builtin_convertvector(bits, Shorts);
+    memcpy(to, &narrow, sizeof(narrow));
+  } else {
+    memcpy(to, &bits, sizeof(bits));
+  }
+}
+// The first n < kLanes elements; the lanes beyond hold zero and are not stored.
+template <class T>
+FASTADV_FN Vector<T> load(const T* from, int64_t n) {
+  T lanes[kLanes<T>] = {};
+  memcpy(lanes, from, n * sizeof(T));
+  return load(lanes);
+}
+template <class T>
+FASTADV_FN void store(T* to, Int<Vector<T>> bits, int64_t n) {
+  T lanes[kLanes<T>];
+  store(lanes, bits);
+  memcpy(to, lanes, n * sizeof(T));
+}
+
+// Sums in double, whatever the data: no overflow or underflow of squares, and an error that does not
+// grow with the sample. Two accumulators, since a float register fills two double ones.
+struct DoubleSum {
+  Doubles low = {}, high = {};
+  FASTADV_FN void add(Doubles v) { low += v; }
+  FASTADV_FN void add(Doubles a, Doubles b) { low += a, high += b; }
+  FASTADV_FN double total() const {
+    const Doubles both = low + high;
+    double sum = 0;
+    for (int i = 0; i < kRegister / 8; ++i) sum += both[i];
+    return sum;
+  }
+};
+struct DoublePair {
+  Doubles low, high;
+};
+FASTADV_FN DoublePair to_double(Floats v) {
+  HalfFloats half[2];
+  memcpy(half, &v, sizeof(v));
+  return {__builtin_convertvector(half[0], Doubles), __builtin_convertvector(half[1], Doubles)};
+}
+FASTADV_FN void add(DoubleSum& sum, Doubles v) { sum.add(v); }
+FASTADV_FN void add(DoubleSum& sum, Floats v) {
+  const DoublePair d = to_double(v);
+  sum.add(d.low, d.high);
+}
+FASTADV_FN void add_product(DoubleSum& sum, Doubles a, Doubles b) { sum.add(a * b); }
+FASTADV_FN void add_product(DoubleSum& sum, Floats a, Floats b) {
+  const DoublePair p = to_double(a), q = to_double(b);
+  sum.add(p.low * q.low, p.high * q.high);
+}
+
+FASTADV_NAMESPACE_END
