@@ -76,7 +76,7 @@ FASTADV_FN To bit_cast(From from) {
 
 template <class C>
 FASTADV_FN C constant(double value) {
-  return C{} + decltype(C{}[0])(value);
+  return C{} + decltype(C{}[0])(value);  // so a constant is never -0
 }
 template <>
 FASTADV_FN float constant<float>(double value) {
@@ -145,7 +145,7 @@ FASTADV_FN Int<C> encode(C v) {
 // v with its sign turned where `by` is negative.
 template <class C>
 FASTADV_FN C turn(C v, C by) {
-  const Int<C> sign_bit = bit_cast<Int<C>>(constant<C>(-0.));
+  const Int<C> sign_bit = bit_cast<Int<C>>(constant<C>(-1)) ^ bit_cast<Int<C>>(constant<C>(1));
   return bit_cast<C>(bit_cast<Int<C>>(v) ^ (bit_cast<Int<C>>(by) & sign_bit));
 }
 

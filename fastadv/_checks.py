@@ -1,0 +1,55 @@
+"""Errors that name the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def text(shape: torch.Size | tuple[int, ...]) -> str:
+    """A shape as people write it: (64, 3, 32, 32)."""
+    return str(tuple(shape))
+
+
+def data(x: object, name: str) -> Tensor:
+    """Raises unless x is a floating (N, *shape) tensor that can be attacked."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"`{name}` must be a dense tensor, got layout {x.layout}")
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"`{name}` must be float32, float64, bfloat16 or float16, got {str(x.dtype)[6:]}"
+            + (": convert images with x.float() / 255" if not x.dtype.is_floating_point else "")
+        )
+    if x.dim() < 1:
+        raise ValueError(f"`{name}` must be (N, *shape), got a scalar")
+    return x
+
+
+def like(t: object, name: str, other: Tensor, other_name: str) -> Tensor:
+    """Raises unless t has the shape, dtype and device of `other`."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(t).__name__}")
+    if t.shape != other.shape:
+        raise ValueError(
+            f"`{name}` must be {text(other.shape)} like `{other_name}`, got {text(t.shape)}"
+        )
+    if t.dtype != other.dtype:
+        raise TypeError(
+            f"`{name}` must be {str(other.dtype)[6:]} like `{other_name}`, got {str(t.dtype)[6:]}"
+        )
+    if t.device != other.device:
+        raise ValueError(f"`{name}` must be on {other.device} like `{other_name}`, got {t.device}")
+    return t
+
+
+def mutable(t: Tensor, name: str) -> None:
+    """Raises where an update in place would be lost or would corrupt a graph."""
+    if t.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"`{name}` is updated in place and must not require grad here: use torch.no_grad(), "
+            f"or `{name}.detach()`"
+        )
+    if any(step == 0 and size > 1 for step, size in zip(t.stride(), t.shape, strict=True)):
+        raise ValueError(f"`{name}` is updated in place and must not be expanded: call .clone()")
