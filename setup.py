@@ -144,7 +144,7 @@ def call(command: list[str]) -> None:
 
 
 def configure_and_compile(torch: Path | None) -> tuple[Path, dict[str, object]]:
-    """One CMake build of everything; returns the folder of its results and what CMake says of it."""
+    """One CMake build of everything; returns where the results are, and the facts."""
     compiler = find_compiler()
     find_headers()
     # CMake keeps its first compiler and source folder for good, so each pair has a build folder.
