@@ -4,4 +4,55 @@ from fastadv._locate import package_path
 
 __path__ = package_path(__path__)  # before any other import: see _locate.py
 
+from fastadv import ops, training, universal
+from fastadv.attack import Attack, AttackResult
+from fastadv.balls import L1, L2, Ball, Linf
+from fastadv.model import normalized
+from fastadv.objectives import (
+    Objective,
+    binary_cross_entropy,
+    cross_entropy,
+    dlr,
+    kl,
+    margin,
+)
+from fastadv.ops import backend
+from fastadv.perturbation import Perturbation
+from fastadv.recipes import apgd, bim, fgsm, mi_fgsm, pgd
+from fastadv.rules import Adam, Auto, Gradient, Momentum, Steepest
+from fastadv.verify import Verdict, verify
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "L1",
+    "L2",
+    "Adam",
+    "Attack",
+    "AttackResult",
+    "Auto",
+    "Ball",
+    "Gradient",
+    "Linf",
+    "Momentum",
+    "Objective",
+    "Perturbation",
+    "Steepest",
+    "Verdict",
+    "apgd",
+    "backend",
+    "bim",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "dlr",
+    "fgsm",
+    "kl",
+    "margin",
+    "mi_fgsm",
+    "normalized",
+    "ops",
+    "pgd",
+    "training",
+    "universal",
+    "verify",
+]

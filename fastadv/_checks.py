@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastadv.reference import box
+
 
 def text(shape: torch.Size | tuple[int, ...]) -> str:
     """A shape as people write it: (64, 3, 32, 32)."""
@@ -53,3 +55,23 @@ def mutable(t: Tensor, name: str) -> None:
         )
     if any(step == 0 and size > 1 for step, size in zip(t.stride(), t.shape, strict=True)):
         raise ValueError(f"`{name}` is updated in place and must not be expanded: call .clone()")
+
+
+def inputs(x: Tensor, radius: Tensor, bounds: Tensor | None) -> None:
+    """Raises where the data or the radius of an attack would give a silently wrong answer."""
+    if not bool((radius >= 0).all()):
+        raise ValueError("`radius` must be at least 0 for each sample, got a negative one or NaN")
+    if not x.numel():
+        return
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("`x` must be finite, got NaN or inf")
+    if bounds is None:
+        return
+    lower, upper = box(bounds, x)
+    # Data normalised in float32 may miss its own bounds by a rounding; such x are clamped.
+    room = 8 * torch.finfo(x.dtype).eps * torch.maximum(lower.abs(), upper.abs())
+    if bool(((x < lower - room) | (x > upper + room)).any()):
+        raise ValueError(
+            f"`x` must lie within the ball's bounds {bounds.tolist()}, got values from "
+            f"{float(x.min()):.4g} to {float(x.max()):.4g}: scale x, or give the ball its bounds"
+        )

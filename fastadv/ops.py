@@ -226,6 +226,20 @@ def universal_(
     return delta if point is delta else delta.copy_(point)
 
 
+def head(
+    logits: Tensor, y: Tensor, target: Tensor | None, head: int, targeted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss (N,), its gradient like the logits (N, C), prediction): see reference_head.head.
+
+    y and target as Objective.prepare gives them; `head` is an objective's number. Logits in other
+    memory layouts cost a copy.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fastadv.head(
+        logits.contiguous(), y, target, head, targeted
+    )
+    return result
+
+
 def digest(x: Tensor) -> Tensor:
     """(N, *shape) to (N,) int64: a digest of each sample's bits, equal for equal samples.
 

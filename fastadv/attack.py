@@ -1,0 +1,231 @@
+"""Attacks: max over each delta_i of the loss, by projected gradient ascent (Madry et al. 1706.06083)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastadv import _checks, ops
+from fastadv.apgd import auto_ascent
+from fastadv.balls import Ball
+from fastadv.model import MODES, Model, crafting
+from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
+from fastadv.problem import Problem, output
+from fastadv.reference import compute_dtype
+from fastadv.rules import Auto, Rule
+
+STARTS = ("uniform", "zero")
+STOPS = (None, "fooled")
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found.
+
+    x_adv: (N, *shape), in the ball and the box exactly. success: (N,) bool, whether the model as
+    crafted on is fooled at x_adv. loss: (N,), the objective there. forwards: samples put through the
+    model to craft; forwards_full: those that the run takes without a stop.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    loss: Tensor
+    forwards: int
+    forwards_full: int
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A search in a ball: a frozen value of numbers and names; it prints, hashes and compares.
+
+    ball: where (balls.py). rule: how to step (rules.py). steps: how often, from a start "uniform" by
+    volume or "zero" (x itself). objective: what is maximised (objectives.py), or any callable
+    (logits, y) -> (N,). restarts: independent runs, of which each sample keeps its best: fooled
+    before not fooled, then the larger loss.
+    stop: None, or "fooled": a sample leaves at the first iterate that fools the model and keeps it
+    (any-iterate semantics: without it, an attack returns its last iterate).
+    mode: "eval", "train" or "keep": the model's mode while crafting. Flags and batch norm's
+    statistics are restored. A callable that is no nn.Module is run as it is.
+
+    Raises ValueError for values that no attack can have.
+    """
+
+    ball: Ball
+    rule: Rule | Auto
+    steps: int = 10
+    objective: ObjectiveLike = cross_entropy
+    start: str = "uniform"
+    restarts: int = 1
+    stop: str | None = None
+    mode: str = "eval"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ball, Ball):
+            raise TypeError(f"`ball` must be Linf, L2 or L1, got {type(self.ball).__name__}")
+        if not isinstance(self.rule, (Rule, Auto)):
+            raise TypeError(f"`rule` must be a step rule, got {type(self.rule).__name__}")
+        if self.steps < 0 or self.steps != int(self.steps):
+            raise ValueError(f"`steps` must be a whole number from 0, got {self.steps}")
+        if self.restarts < 1 or self.restarts != int(self.restarts):
+            raise ValueError(f"`restarts` must be a whole number from 1, got {self.restarts}")
+        for name, choices in (("start", STARTS), ("stop", STOPS), ("mode", MODES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be one of {choices}, got {getattr(self, name)!r}"
+                )
+        if self.stop and self.mode != "eval":
+            raise ValueError(
+                f"`stop` drops samples from the batch and needs mode='eval', got mode={self.mode!r}: "
+                "batch norm in train mode would change the others"
+            )
+        if isinstance(self.rule, Auto) and self.ball.order == "l1":
+            raise ValueError("`ball` must be Linf or L2 for apgd (2003.01690), got L1")
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,  # (N, *shape)
+        y: Tensor | None = None,  # (N,), or as the objective takes it
+        *,
+        target: Tensor | None = None,  # as y
+        radius: float | Tensor | None = None,  # () or (N,)
+        generator: torch.Generator | None = None,
+        offset: int = 0,
+    ) -> Tensor:
+        """The adversarial examples (N, *shape); see `run`."""
+        score = self.restarts > 1  # the last iterate's own forward is saved where nobody asks
+        return self._start(model, x, y, target, radius, generator, offset, score).x_adv
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,  # (N, *shape)
+        y: Tensor | None = None,  # (N,), or as the objective takes it
+        *,
+        target: Tensor | None = None,  # as y
+        radius: float | Tensor | None = None,  # () or (N,)
+        generator: torch.Generator | None = None,
+        offset: int = 0,
+    ) -> AttackResult:
+        """argmax over x_adv in the ball around x of objective(model(x_adv), y).
+
+        y=None takes the model's predictions on x. With a target the attack seeks it, by the
+        objective's own targeted form. `radius` replaces the ball's, one for all or one a sample.
+        A random start draws one seed from `generator` (None: torch's default one), and is a function
+        of that seed, the restart and `offset` + the sample's index: give each batch its offset, and
+        the split does not matter.
+
+        x, the model's mode, its buffers, requires_grad and .grad stay untouched.
+        Raises TypeError or ValueError where x lies outside the bounds, y does not fit the logits,
+        the model has no gradient, or it gives NaN.
+        """
+        return self._start(model, x, y, target, radius, generator, offset, True)
+
+    def _start(
+        self, model: Model, x: Tensor, y: Tensor | None, target: Tensor | None,
+        radius: float | Tensor | None, generator: torch.Generator | None, offset: int, score: bool,
+    ) -> AttackResult:  # fmt: skip
+        _checks.data(x, "x")
+        objective = as_objective(self.objective)
+        with torch.inference_mode(False), torch.no_grad():
+            x = x.detach().clone() if x.is_inference() else x.detach()
+            limit = self.ball.radius if radius is None else radius
+            r = ops.per_sample(limit, x, "radius", round_down=True)
+            _checks.inputs(x, r, self.ball.bounds_for(x))
+            if x.numel() == 0:
+                return _nothing(x)
+            with crafting(model, self.mode):
+                if y is None and (target is None or objective.targeted_needs_y):
+                    y = objective.predict(output(model, x))
+                problem = Problem(model, objective, self.ball, x, r, y, target)
+                result = self._search(problem, generator, offset, score)
+        problem.raise_if_nan()
+        return result
+
+    def _search(
+        self, problem: Problem, generator: torch.Generator | None, offset: int, score: bool
+    ) -> AttackResult:
+        x = problem.x
+        seed = draw_seed(generator) if self.start == "uniform" else 0
+        best = _nothing(x)
+        todo = torch.arange(len(x), device=x.device)
+        for restart in range(self.restarts):
+            start = x.clone()
+            if self.start == "uniform":
+                start = self.ball.sample(
+                    x, seed, radius=problem.radius, offset=offset, stream=restart
+                )
+            if restart and self.stop:  # who is fooled already is done
+                todo = (~best.success).nonzero()[:, 0]
+                if len(todo) == 0:
+                    break
+            part = problem.take(todo) if len(todo) < len(x) else problem
+            x_adv = self._climb(part, start[todo] if part is not problem else start)
+            if score:
+                _keep_better(best, todo, x_adv, *part.score(x_adv))
+            else:
+                best.x_adv.copy_(x_adv)
+        a_run = self.steps + isinstance(self.rule, Auto) + score
+        full = len(x) * self.restarts * a_run
+        return replace(best, forwards=problem.tally.forwards, forwards_full=full)
+
+    def _climb(self, problem: Problem, x_adv: Tensor) -> Tensor:
+        if isinstance(self.rule, Auto):
+            return auto_ascent(problem, x_adv, self.rule, self.steps)
+        if self.stop == "fooled":
+            return _ascend_until_fooled(problem, x_adv, self.rule, self.steps)
+        return _ascend(problem, x_adv, self.rule, self.steps)
+
+
+def _ascend(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:
+    """x_adv <- P(x_adv + step_size * direction(grad)), `steps` times."""
+    state = rule.start(x_adv)
+    for k in range(steps):
+        _, grad, _ = problem.gradient(x_adv)
+        rule.step_(state, k, x_adv, grad, problem.x, problem.ball, problem.radius)
+    return x_adv
+
+
+def _ascend_until_fooled(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:
+    """The same, but a sample leaves the batch with the first iterate that fools the model."""
+    result = x_adv.clone()
+    rest = torch.arange(len(x_adv), device=x_adv.device)
+    state = rule.start(x_adv)
+    for k in range(steps):
+        _, grad, fooled = problem.gradient(x_adv)
+        if bool(fooled.any()):
+            result[rest[fooled]] = x_adv[fooled]
+            keep = (~fooled).nonzero()[:, 0]
+            if len(keep) == 0:
+                return result
+            rest, x_adv, grad, problem = rest[keep], x_adv[keep], grad[keep], problem.take(keep)
+            state = {name: rows[keep] for name, rows in state.items()}
+        rule.step_(state, k, x_adv, grad, problem.x, problem.ball, problem.radius)
+    result[rest] = x_adv
+    return result
+
+
+def _nothing(x: Tensor) -> AttackResult:
+    """The result before anything was found: no success, and any loss is larger."""
+    loss = x.new_full((len(x),), -math.inf, dtype=compute_dtype(x.dtype))
+    return AttackResult(x.clone(), torch.zeros_like(loss, dtype=torch.bool), loss, 0, 0)
+
+
+def _keep_better(
+    best: AttackResult, todo: Tensor, x_adv: Tensor, loss: Tensor, fooled: Tensor
+) -> None:
+    """Takes over the samples whose x_adv is better: fooled before not, then the larger loss."""
+    had = best.success[todo]
+    better = (fooled & ~had) | ((fooled == had) & ~(loss <= best.loss[todo]))
+    index = todo[better]
+    best.x_adv[index] = x_adv[better]
+    best.success[index] = fooled[better]
+    best.loss[index] = loss[better]
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))

@@ -1,0 +1,150 @@
+"""What y is, and how a prediction is read off the logits: a class, yes or no, or probabilities.
+
+Each kind checks labels, predicts them where y is None, prepares them for the fused head, and says
+which samples are fooled. Only the faults are ever read from the device, and only before a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastadv._checks import text
+from fastadv.reference import compute_dtype
+
+# Whether something is wrong, () bool on the device, and the sentence that says what.
+Fault = tuple[Tensor, Callable[[], str]]
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """y (N,): integers in [0, C). Fooled: predicts another class; targeted: predicts the target."""
+
+    def check_logits(self, logits: Tensor) -> None:
+        if logits.dim() == 2:
+            return
+        hint = ""
+        if logits.dim() == 4:
+            hint = ": logits of segmentation, (N, C, H, W), are not supported yet"
+        elif logits.dim() == 1:
+            hint = ": one logit a sample goes with binary_cross_entropy"
+        raise ValueError(f"`model(x)` must be (N, classes), got {text(logits.shape)}{hint}")
+
+    def faults(self, logits: Tensor, y: Tensor, name: str) -> Iterator[Fault]:
+        samples, classes = logits.shape
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            hint = ": probabilities go with kl" if y.shape == logits.shape else ""
+            raise TypeError(f"`{name}` must be integers (class labels), got {_name(y)}{hint}")
+        _same_shape(y, name, (samples,), logits)
+        bad = (y < 0) | (y >= classes)
+        yield bad.any(), lambda: f"`{name}` must be in [0, {classes}), got {_first(y, bad)}"
+
+    def prediction(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,)
+        return logits.detach().argmax(1)
+
+    def predict(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,)
+        return self.prediction(logits)
+
+    def prepare(self, logits: Tensor, y: Tensor) -> Tensor:  # (N,) -> (N,) int64
+        return y.detach().long().contiguous()
+
+    def fooled(self, prediction: Tensor, y: Tensor, targeted: bool) -> Tensor:
+        return prediction == y if targeted else prediction != y
+
+
+@dataclass(frozen=True)
+class BinaryLabels:
+    """y (N,) or (N, L): 0 or 1, of any dtype. Fooled: any of a sample's labels is wrong; targeted:
+    all are the target's."""
+
+    def check_logits(self, logits: Tensor) -> None:
+        if logits.dim() not in (1, 2):
+            raise ValueError(
+                f"`model(x)` must be (N,), (N, 1) or (N, labels), got {text(logits.shape)}"
+            )
+
+    def faults(self, logits: Tensor, y: Tensor, name: str) -> Iterator[Fault]:
+        one = logits.dim() == 1 or logits.shape[1] == 1
+        if not (one and y.shape in ((len(logits),), (len(logits), 1))):
+            _same_shape(y, name, tuple(logits.shape), logits)
+        bad = (y != 0) & (y != 1)
+        yield bad.any(), lambda: f"`{name}` must be 0 or 1, got {_first(y, bad)}"
+
+    def prediction(self, logits: Tensor) -> Tensor:  # (N, L) -> (N, L) bool
+        return logits.detach() > 0
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return self.prediction(logits)
+
+    def prepare(self, logits: Tensor, y: Tensor) -> Tensor:  # -> (N, L), compute dtype
+        labels = logits.shape[1] if logits.dim() == 2 else 1
+        return y.detach().to(compute_dtype(logits.dtype)).reshape(len(logits), labels).contiguous()
+
+    def fooled(self, prediction: Tensor, y: Tensor, targeted: bool) -> Tensor:
+        same = prediction == (y != 0).reshape(prediction.shape)
+        rows = same.reshape(len(same), same.shape[1] if same.dim() == 2 else 1)
+        return rows.all(1) if targeted else ~rows.all(1)
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """y (N, C): rows of probabilities. Fooled: another class is the likeliest than y's; targeted:
+    y's likeliest."""
+
+    def check_logits(self, logits: Tensor) -> None:
+        ClassLabels().check_logits(logits)
+
+    def faults(self, logits: Tensor, y: Tensor, name: str) -> Iterator[Fault]:
+        if not y.is_floating_point():
+            hint = ": class labels go with cross_entropy" if y.dim() == 1 else ""
+            raise TypeError(f"`{name}` must be probabilities (floating), got {_name(y)}{hint}")
+        _same_shape(y, name, tuple(logits.shape), logits)
+        # A softmax in bfloat16 is off by 2^-9 an entry.
+        tolerance = 1e-3 if y.dtype in (torch.float32, torch.float64) else 2e-2
+        total = y.detach().double().sum(1)
+        bad = ~((y >= 0).all(1) & ((total - 1).abs() <= tolerance))
+        yield (
+            bad.any(),
+            lambda: (
+                f"`{name}` must hold probabilities, at least 0 and of sum 1 in each row, got a sum "
+                f"of {_first(total, bad)} and a least entry of {y.min().item():.6g}"
+            ),
+        )
+
+    def prediction(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,)
+        return logits.detach().argmax(1)
+
+    def predict(self, logits: Tensor) -> Tensor:  # (N, C) -> (N, C)
+        return logits.detach().to(compute_dtype(logits.dtype)).softmax(1)
+
+    def prepare(self, logits: Tensor, y: Tensor) -> Tensor:  # -> (N, C), compute dtype
+        return y.detach().to(compute_dtype(logits.dtype)).contiguous()
+
+    def fooled(self, prediction: Tensor, y: Tensor, targeted: bool) -> Tensor:
+        return ClassLabels().fooled(prediction, y.argmax(1), targeted)
+
+
+Labels = ClassLabels | BinaryLabels | Probabilities
+
+
+def _same_shape(y: Tensor, name: str, expected: tuple[int, ...], logits: Tensor) -> None:
+    if tuple(y.shape) != expected:
+        raise ValueError(
+            f"`{name}` must be {text(expected)} to go with `model(x)` {text(logits.shape)}, "
+            f"got {text(y.shape)}"
+        )
+
+
+def _first(values: Tensor, bad: Tensor) -> str:
+    """The first bad value and where it stands; reads from the device."""
+    where = bad.nonzero()[0].tolist()
+    value = values[tuple(where)].item()
+    number = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{number} for sample {where[0]}"
+
+
+def _name(t: Tensor) -> str:
+    return f"{str(t.dtype)[6:]} of shape {text(t.shape)}"

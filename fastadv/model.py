@@ -1,0 +1,73 @@
+"""What an attack may do to a model, and leaves as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Model = Callable[[Tensor], Tensor]
+
+MODES = ("eval", "train", "keep")
+
+
+class Normalized(nn.Module):
+    """model((x - mean) / std): attacks and radii then live in the space of x, pixels in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Model, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor):
+        super().__init__()
+        self.model = model
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).reshape(-1))
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"`std` must have {len(self.mean)} values like `mean`, got {len(self.std)}"
+            )
+        if not bool((self.std > 0).all()):
+            raise ValueError(f"`std` must be positive, got {self.std.tolist()}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or len(self.mean) not in (1, x.shape[1]):
+            raise ValueError(
+                f"`mean` and `std` have {len(self.mean)} channels, got x of shape {tuple(x.shape)}"
+            )
+        shape = (-1, *[1] * (x.dim() - 2))
+        mean, std = (t.to(x.device, x.dtype).reshape(shape) for t in (self.mean, self.std))
+        return self.model((x - mean) / std)
+
+
+def normalized(
+    model: Model, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Normalized:
+    """`model` behind the normalisation (x - mean) / std, one value a channel (dimension 1) or one."""
+    return Normalized(model, mean, std)
+
+
+@contextmanager
+def crafting(model: Model, mode: str) -> Iterator[None]:
+    """The model as an attack runs it; flags and buffers are restored, whatever happens.
+
+    eval: as for inference. train: every module in train mode (Rice et al. craft so). keep: as it is.
+    Batch norm's statistics, updated by a forward in train mode, are put back.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    flags = [(module, module.training) for module in model.modules()]
+    if mode != "keep":
+        model.train(mode == "train")
+    buffers = [b for m in model.modules() if m.training for b in m.buffers(recurse=False)]
+    saved = [buffer.detach().clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)

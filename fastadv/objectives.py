@@ -1,0 +1,265 @@
+"""Objectives: what an attack maximises. Frozen values that are called (logits, y) -> (N,).
+
+    cross_entropy         -log p_y
+    binary_cross_entropy  the same for one logit, or summed over many labels
+    margin                max_{j != y} z_j - z_y; positive where y is not predicted
+    dlr                   the margin over z_1st - z_3rd: scale-free (2003.01690)
+    kl                    KL(y || p) to given probabilities (TRADES, 1901.08573)
+
+p = softmax(z), z the logits. `targeted` is an objective's own targeted form, maximised too:
+-cross_entropy, z_t - max_{j != t} z_j, the targeted dlr, -binary_cross_entropy, -kl. Each is plain
+differentiable torch here, computed in float32 for half precision, and has a fused head with the
+same loss and gradient. Wherever an objective is taken, so is any callable: see as_objective.
+
+At the edges: the first of equal logits takes the gradient; a logit of -inf is a class of
+probability 0; NaN or +inf gives a NaN cross-entropy and kl, as in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv import ops, reference_head
+from fastadv._checks import text
+from fastadv.labels import BinaryLabels, ClassLabels, Fault, Labels, Probabilities
+from fastadv.reference import compute_dtype
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, y) -> (N,)
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, target, y) -> (N,)
+
+_CLASS_LABELS = ClassLabels()
+
+
+@dataclass(frozen=True, repr=False)
+class Objective:
+    """A loss per sample, its targeted form, and what its labels are.
+
+    name: what it prints as. fn: (logits, y) -> (N,), maximised.
+    labels: what y is, how predictions are read and what fooled means (labels.py).
+    targeted_fn: (logits, target, y) -> (N,); None: -fn(logits, target), and y plays no part.
+    head_number: of its fused head; None: autograd serves.
+    least_classes: the fewest that it is defined for, untargeted and targeted.
+    """
+
+    name: str
+    fn: Loss
+    labels: Labels = _CLASS_LABELS
+    targeted_fn: TargetedLoss | None = None
+    head_number: int | None = None
+    least_classes: tuple[int, int] = (1, 1)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def targeted_needs_y(self) -> bool:
+        """Whether the targeted form compares the target with y."""
+        return self.targeted_fn is not None
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:  # -> (N,)
+        """The loss of each sample, to be maximised."""
+        return self._one_a_sample(logits, self.fn(logits, y))
+
+    def targeted(self, logits: Tensor, target: Tensor, y: Tensor | None = None) -> Tensor:  # (N,)
+        """The targeted form, to be maximised. The targeted dlr needs y as well."""
+        if self.targeted_fn is None:
+            return -self(logits, target)
+        if y is None:
+            raise ValueError(f"`y` must be given: the targeted {self} compares it with the target")
+        return self._one_a_sample(logits, self.targeted_fn(logits, target, y))
+
+    def prediction(self, logits: Tensor) -> Tensor:
+        """What the model says: classes (N,), or one bool a label, shaped like the logits."""
+        return self.labels.prediction(logits)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The y that y=None stands for: the prediction; for kl, softmax(logits)."""
+        return self.labels.predict(logits)
+
+    def fooled(self, prediction: Tensor, y: Tensor, targeted: bool = False) -> Tensor:  # (N,) bool
+        """Which samples are fooled. `targeted`: y is the target, and fooled is to predict it.
+
+        Of many labels one wrong is enough; a target is met by all of them.
+        """
+        return self.labels.fooled(prediction, y, targeted)
+
+    def check(self, logits: Tensor, y: Tensor | None, target: Tensor | None = None) -> None:
+        """Raises TypeError or ValueError for logits, y and target that do not go together.
+
+        Reads from the device (one synchronisation): it belongs before a loop.
+        """
+        if not logits.is_floating_point():
+            raise TypeError(f"`model(x)` must be floating, got {str(logits.dtype)[6:]}")
+        self.labels.check_logits(logits)
+        self._check_classes(logits, target is not None)
+        if y is None and (target is None or self.targeted_needs_y):
+            raise ValueError(f"`y` must be given for the objective {self}")
+        z = logits.detach()
+        faults: list[Fault] = [
+            (
+                (z.isnan() | z.isposinf()).any(),
+                lambda: "`model(x)` must be numbers, got NaN or +inf",
+            )
+        ]
+        for name, labels in (("y", y), ("target", target)):
+            if labels is not None:
+                if labels.device != z.device:
+                    raise ValueError(
+                        f"`{name}` must be on {z.device} like `model(x)`, got {labels.device}"
+                    )
+                faults.extend(self.labels.faults(z, labels, name))
+        wrong = torch.stack([fault for fault, _ in faults]).tolist()
+        for _, sentence in (
+            fault for fault, is_wrong in zip(faults, wrong, strict=True) if is_wrong
+        ):
+            raise ValueError(sentence())
+
+    def prepare(
+        self, logits: Tensor, y: Tensor | None, target: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(y, target) as `head` takes them, checked: once, before the loop."""
+        self.check(logits, y, target)
+        return (
+            None if y is None else self.labels.prepare(logits, y),
+            None if target is None else self.labels.prepare(logits, target),
+        )
+
+    def head(
+        self, logits: Tensor, y: Tensor | None, target: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss (N,), the summed loss's gradient of the logits, fooled (N,)); no synchronisation.
+
+        y and target as `prepare` gave them; with a target all three are of the targeted form. The
+        objectives of this module take one fused op, others one pass of autograd through `fn`.
+        """
+        logits, targeted = logits.detach(), target is not None
+        labels = target if targeted else y
+        assert labels is not None
+        if self.head_number is None:
+            loss, grad = self._differentiate(logits, y, target)
+            return loss, grad, self.fooled(self.prediction(logits), labels, targeted)
+        first, second = (y, target) if targeted and self.targeted_needs_y else (labels, None)
+        z = logits if logits.dim() == 2 else logits[:, None]
+        loss, grad, prediction = ops.head(z, first, second, self.head_number, targeted)
+        return loss, grad.view(logits.shape), self.fooled(prediction, labels, targeted)
+
+    def _differentiate(
+        self, logits: Tensor, y: Tensor | None, target: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = logits.requires_grad_()
+            if target is not None:
+                loss = self.targeted(leaf, target, y)
+            else:
+                assert y is not None
+                loss = self(leaf, y)
+            if not loss.requires_grad:
+                raise ValueError(f"the objective {self} must be differentiable in the logits")
+            (grad,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach().to(compute_dtype(logits.dtype)), grad
+
+    def _check_classes(self, logits: Tensor, targeted: bool) -> None:
+        least = self.least_classes[targeted]
+        classes = logits.shape[1] if logits.dim() > 1 else 1
+        if classes < least:
+            hint = ": one logit a sample goes with binary_cross_entropy" if classes == 1 else ""
+            kind = "targeted " if targeted else ""
+            raise ValueError(f"the {kind}{self} needs {least} classes or more, got {classes}{hint}")
+
+    def _one_a_sample(self, logits: Tensor, loss: Tensor) -> Tensor:
+        if loss.shape != logits.shape[:1]:
+            raise ValueError(
+                f"the objective {self} must return one loss a sample, {text(logits.shape[:1])}, "
+                f"got {text(loss.shape)}: a torch loss does so with reduction='none'"
+            )
+        return loss
+
+
+ObjectiveLike = Objective | Loss
+
+
+def as_objective(fn: ObjectiveLike) -> Objective:
+    """`fn` itself if it is an objective, else the callable (logits, y) -> (N,) as one.
+
+    Its y are class labels and its targeted form is -fn(logits, target); for other labels or another
+    targeted form make an Objective. Two wraps of one function are equal.
+    """
+    if isinstance(fn, Objective):
+        return fn
+    if not callable(fn):
+        raise TypeError(f"`objective` must be callable, (logits, y) -> (N,), got {fn!r}")
+    return Objective(getattr(fn, "__name__", type(fn).__name__), fn)
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return -_at(_compute(logits).log_softmax(1), y)
+
+
+def _binary_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    z = _compute(logits)
+    positive = y.reshape(z.shape) != 0
+    loss = -functional.logsigmoid(torch.where(positive, z, -z))
+    return loss if loss.dim() == 1 else loss.sum(1)
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    z = _compute(logits)
+    return z.scatter(1, y.long()[:, None], -torch.inf).max(1).values - _at(z, y)
+
+
+def _dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Where z_1st = z_3rd there is no scale to divide by, and it is the margin itself."""
+    z = _compute(logits)
+    largest = z.sort(dim=1, descending=True, stable=True)
+    first, second, third = largest.values[:, :3].unbind(1)
+    other = torch.where(largest.indices[:, 0] == y, second, first)
+    return (other - _at(z, y)) / _nonzero(first - third)
+
+
+def _targeted_dlr(logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
+    z = _compute(logits)
+    first, _, third, fourth = z.sort(dim=1, descending=True, stable=True).values[:, :4].unbind(1)
+    return (_at(z, target) - _at(z, y)) / _nonzero(first - (third + fourth) / 2)
+
+
+def _kl(logits: Tensor, y: Tensor) -> Tensor:
+    """Differentiable in y too; a y of 0 adds nothing, whatever the logit."""
+    log_p = _compute(logits).log_softmax(1)
+    zero = y == 0
+    y = y.to(log_p.dtype)
+    return (y * (y.masked_fill(zero, 1).log() - log_p.masked_fill(zero, 0))).sum(1)
+
+
+def _compute(logits: Tensor) -> Tensor:
+    return logits.to(compute_dtype(logits.dtype))
+
+
+def _at(z: Tensor, y: Tensor) -> Tensor:
+    return z.gather(1, y.long()[:, None]).squeeze(1)
+
+
+def _nonzero(spread: Tensor) -> Tensor:
+    return torch.where(spread == 0, torch.ones_like(spread), spread)
+
+
+cross_entropy = Objective(
+    "cross_entropy", _cross_entropy, head_number=reference_head.CROSS_ENTROPY, least_classes=(2, 2)
+)
+binary_cross_entropy = Objective(
+    "binary_cross_entropy",
+    _binary_cross_entropy,
+    BinaryLabels(),
+    head_number=reference_head.BINARY_CROSS_ENTROPY,
+)
+margin = Objective("margin", _margin, head_number=reference_head.MARGIN, least_classes=(2, 2))
+dlr = Objective(
+    "dlr", _dlr, targeted_fn=_targeted_dlr, head_number=reference_head.DLR, least_classes=(3, 4)
+)
+kl = Objective("kl", _kl, Probabilities(), head_number=reference_head.KL, least_classes=(2, 2))
+
+BY_NAME = {o.name: o for o in (cross_entropy, binary_cross_entropy, margin, dlr, kl)}

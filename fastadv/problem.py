@@ -1,0 +1,112 @@
+"""The inner problem of one batch: the loss of f at x_adv, and its gradient with respect to x_adv."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastadv import _checks
+from fastadv.balls import Ball
+from fastadv.model import Model
+from fastadv.objectives import Objective
+
+
+@dataclass
+class Tally:
+    """What a run has used and met, over all the problems that it was cut into."""
+
+    forwards: int = 0  # samples put through the model
+    nan: Tensor | bool = False  # whether a loss was NaN; looked at once, after the loop
+
+
+@dataclass
+class Problem:
+    """max over x_adv in the ball around x of objective(model(x_adv), y), sample by sample.
+
+    y and target are checked against the first logits seen, and are from then on as the head takes
+    them.
+    """
+
+    model: Model
+    objective: Objective
+    ball: Ball
+    x: Tensor  # (N, *shape)
+    radius: Tensor  # () or (N,), as the kernels take it
+    y: Tensor | None
+    target: Tensor | None
+    tally: Tally = field(default_factory=Tally)
+    checked: bool = False
+
+    def gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss (N,), its gradient (N, *shape), fooled (N,)) at x_adv: one forward, one backward.
+
+        Only the input's gradient is asked for: no parameter gets one.
+        """
+        with torch.enable_grad():
+            leaf = x_adv.detach().requires_grad_()
+            logits = output(self.model, leaf)
+            if not logits.requires_grad:
+                raise ValueError(_NO_GRADIENT)
+            loss, logits_grad, fooled = self._head(logits)
+            (grad,) = torch.autograd.grad(logits, leaf, logits_grad, allow_unused=True)
+        if grad is None:
+            raise ValueError(_NO_GRADIENT)
+        return loss, grad, fooled
+
+    def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss (N,), fooled (N,)) at x_adv: one forward."""
+        loss, _, fooled = self._head(output(self.model, x_adv))
+        return loss, fooled
+
+    def take(self, index: Tensor) -> Problem:
+        """The problem of the samples `index` alone, (M,) of int64."""
+
+        def rows(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[index]
+
+        radius = self.radius[index] if self.radius.dim() and len(self.radius) > 1 else self.radius
+        return Problem(
+            self.model, self.objective, self.ball, self.x[index], radius, rows(self.y),
+            rows(self.target), self.tally, self.checked,
+        )  # fmt: skip
+
+    def _head(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = logits.detach()
+        if not self.checked:
+            if len(logits) != len(self.x):
+                raise ValueError(
+                    f"`model(x)` must have one row a sample, ({len(self.x)}, ...), "
+                    f"got {_checks.text(logits.shape)}"
+                )
+            self.y, self.target = self.objective.prepare(logits, self.y, self.target)
+            self.checked = True
+        loss, grad, fooled = self.objective.head(logits, self.y, self.target)
+        self.tally.forwards += len(logits)
+        self.tally.nan = loss.isnan().any() | self.tally.nan
+        return loss, grad, fooled
+
+    def raise_if_nan(self) -> None:
+        """Raises ValueError if any loss of the run was NaN."""
+        if bool(self.tally.nan):
+            raise ValueError(
+                "`model` gave NaN at a point of the ball: its logits, or their loss, are not a number"
+            )
+
+
+_NO_GRADIENT = (
+    "`model` must be differentiable with respect to its input, but its output does not depend on x "
+    "through autograd: is there a detach(), a torch.no_grad() or an argmax in it?"
+)
+
+
+def output(model: Model, x: Tensor) -> Tensor:
+    """model(x), or an error that says what a model must return."""
+    logits = model(x)
+    if isinstance(logits, Tensor):
+        return logits
+    raise TypeError(
+        f"`model` must map a tensor to a tensor of logits, got {type(logits).__name__}: "
+        "wrap it, as in lambda x: model(x).logits"
+    )

@@ -1,0 +1,54 @@
+"""Well-known attacks, each one expression: the names that papers and other libraries use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastadv.attack import Attack
+from fastadv.balls import Ball
+from fastadv.rules import Auto, Momentum, Steepest, StepSize
+
+# Every recipe takes Attack's own keywords too: objective, start, restarts, stop, mode.
+
+
+def fgsm(ball: Ball, **options: Any) -> Attack:
+    """One steepest step of the radius from x (Goodfellow et al. 1412.6572; in l2 its analogue)."""
+    return Attack(ball, Steepest(ball.radius), **{"steps": 1, "start": "zero"} | options)
+
+
+def bim(
+    ball: Ball, step_size: StepSize | None = None, steps: int = 10, **options: Any
+) -> Attack:
+    """PGD from x itself (Kurakin et al. 1607.02533)."""
+    return pgd(ball, step_size, steps, **{"start": "zero"} | options)
+
+
+def pgd(
+    ball: Ball, step_size: StepSize | None = None, steps: int = 10, **options: Any
+) -> Attack:
+    """Projected gradient ascent from a random start, uniform by volume (Madry et al. 1706.06083).
+
+    step_size: None is 2.5 * radius / steps, which can reach any point of the ball from any other.
+    """
+    size = 2.5 * ball.radius / max(steps, 1) if step_size is None else step_size
+    return Attack(ball, Steepest(size), steps, **options)
+
+
+def mi_fgsm(
+    ball: Ball,
+    step_size: StepSize | None = None,
+    steps: int = 10,
+    decay: float = 1.0,
+    **options: Any,
+) -> Attack:
+    """Momentum over l1-normalised gradients, from x (Dong et al. 1710.06081); steps of radius / steps."""
+    size = ball.radius / max(steps, 1) if step_size is None else step_size
+    return Attack(ball, Momentum(size, decay), steps, **{"start": "zero"} | options)
+
+
+def apgd(ball: Ball, steps: int = 100, rho: float = 0.75, **options: Any) -> Attack:
+    """Auto-PGD: no step size to choose (Croce and Hein 2003.01690); Linf and L2.
+
+    With `objective=fa.dlr` it is APGD-DLR. A sample keeps the first iterate that fools the model.
+    """
+    return Attack(ball, Auto(rho), steps, **options)

@@ -1,0 +1,141 @@
+"""Step rules: how an attack turns gradients into steps. Frozen values without tensors.
+
+A rule starts a state (a dict of tensors, one row a sample, so that finished samples can leave the
+batch) and takes steps in place. Whatever it needs of the ball goes through ops.step_.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastadv import ops
+from fastadv.balls import Ball
+from fastadv.reference import compute_dtype, rows
+
+State = dict[str, Tensor]
+StepSize = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A step of `step_size` (one number, or one a step: a schedule) in the units of x."""
+
+    step_size: StepSize
+
+    def __post_init__(self) -> None:
+        sizes = self.step_size if isinstance(self.step_size, (tuple, list)) else (self.step_size,)
+        if isinstance(self.step_size, list):
+            object.__setattr__(self, "step_size", tuple(self.step_size))
+        if not sizes or not all(size >= 0 for size in sizes):
+            raise ValueError(f"`step_size` must be at least 0, got {self.step_size}")
+
+    def size(self, k: int) -> float:
+        """The step size of step k, from 0; a schedule's last one is kept."""
+        if isinstance(self.step_size, tuple):
+            return self.step_size[min(k, len(self.step_size) - 1)]
+        return self.step_size
+
+    def start(self, x: Tensor) -> State:
+        """The state before the first step."""
+        return {}
+
+    def step_(
+        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        radius: Tensor,
+    ) -> None:  # fmt: skip
+        """Updates x_adv and the state in place."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Steepest(Rule):
+    """The ball's steepest ascent: sign(grad) in linf, grad / ||grad|| in l2, and in l1 the signs of
+    the share `top` of largest |grad|, of l1 norm 1 (SLIDE, Tramer and Boneh 1904.13000)."""
+
+    top: float = 0.01
+
+    def step_(
+        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        radius: Tensor,
+    ) -> None:  # fmt: skip
+        ops.step_(
+            x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, top=self.top
+        )
+
+
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """The raw gradient of the sample's own loss: x_adv + step_size * grad."""
+
+    def step_(
+        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        radius: Tensor,
+    ) -> None:  # fmt: skip
+        ops.step_(
+            x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, steepest=False
+        )
+
+
+@dataclass(frozen=True)
+class Momentum(Rule):
+    """MI-FGSM (Dong et al. 1710.06081, algorithm 1): the steepest step of a decaying sum of
+    gradients, each divided by its l1 norm."""
+
+    decay: float = 1.0
+    top: float = 0.01
+
+    def start(self, x: Tensor) -> State:
+        return {"velocity": torch.zeros_like(x, dtype=compute_dtype(x.dtype))}
+
+    def step_(
+        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        radius: Tensor,
+    ) -> None:  # fmt: skip
+        # The mean in place of the sum of |grad|: the same direction, and no float16 underflows.
+        velocity = state["velocity"]
+        g = grad.to(velocity.dtype)
+        mean = g.abs().flatten(1).mean(1)
+        scale = torch.where(mean > 0, 1 / mean, 0)
+        velocity.mul_(self.decay).addcmul_(g, rows(scale, g))
+        direction = velocity.to(x.dtype)
+        ops.step_(
+            x_adv, direction, x, ball=ball, step_size=self.size(k), radius=radius, top=self.top
+        )
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """Adam's direction (Kingma and Ba 1412.6980), ascending: m / (sqrt(v) + epsilon)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    def start(self, x: Tensor) -> State:
+        zeros = torch.zeros_like(x, dtype=compute_dtype(x.dtype))
+        return {"mean": zeros, "square": zeros.clone()}
+
+    def step_(
+        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        radius: Tensor,
+    ) -> None:  # fmt: skip
+        mean, square = state["mean"], state["square"]
+        g = grad.to(mean.dtype)
+        mean.lerp_(g, 1 - self.betas[0])
+        square.mul_(self.betas[1]).addcmul_(g, g, value=1 - self.betas[1])
+        unbiased = (square / (1 - self.betas[1] ** (k + 1))).sqrt_()
+        direction = mean / (1 - self.betas[0] ** (k + 1)) / (unbiased + self.epsilon)
+        ops.step_(
+            x_adv, direction.to(x.dtype), x, ball=ball, step_size=self.size(k), radius=radius,
+            steepest=False,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Auto:
+    """APGD's own step sizes (Croce and Hein 2003.01690): from 2 * radius, halved for a sample
+    whenever fewer than the share `rho` of the steps since the last check raised its loss."""
+
+    rho: float = 0.75

@@ -1,0 +1,37 @@
+"""min over theta of the mean over i of max over delta_i of L(f(x_i + delta_i), y_i)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastadv.attack import Attack
+from fastadv.model import Model
+from fastadv.objectives import Objective, ObjectiveLike, as_objective, binary_cross_entropy, cross_entropy
+
+
+def training_loss(attack: Attack, loss: ObjectiveLike | None) -> Objective:
+    """`loss`, or where it is None the cross-entropy that goes with the attack's labels."""
+    if loss is not None:
+        return as_objective(loss)
+    binary = attack.objective == binary_cross_entropy
+    return binary_cross_entropy if binary else cross_entropy
+
+
+@dataclass(frozen=True)
+class Madry:
+    """The loss of adversarial training (Madry et al. 1706.06083, equation 2.1).
+
+    attack: the inner maximisation, crafted in its own mode (default eval; Rice et al. 2002.11569
+    craft in train mode). loss: the outer loss; None is cross_entropy, or binary_cross_entropy where
+    the attack's objective is that.
+    """
+
+    attack: Attack
+    loss: ObjectiveLike | None = None
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of `model`, in the mode that it is in, on x_adv: call .backward() on it."""
+        x_adv = self.attack(model, x, y)
+        return training_loss(self.attack, self.loss)(model(x_adv), y).mean()

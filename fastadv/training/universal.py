@@ -1,0 +1,56 @@
+"""min over theta of max over one delta of the mean over i of L(f(x_i + delta), y_i)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastadv.attack import Attack
+from fastadv.model import Model
+from fastadv.objectives import ObjectiveLike
+from fastadv.perturbation import Perturbation
+from fastadv.rules import Momentum, Steepest
+from fastadv.training.madry import training_loss
+from fastadv.universal.ascent import Ascent
+
+
+class Universal:
+    """The loss of universal adversarial training (Shafahi et al. 1811.11304, algorithm 2).
+
+    One backward serves both players: `.backward()` on the loss gives theta its gradient, and on the
+    way the perturbation takes its step along the same samples' input gradients.
+
+    attack: the ball, the rule (Steepest or Momentum: the step must not depend on how the loss is
+    scaled) and the start of delta. loss_cap: beta; a sample whose loss exceeds it gives delta no
+    gradient, while theta still learns from it. loss: as in Madry.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        loss_cap: float | None = None,
+        loss: ObjectiveLike | None = None,
+        init: Perturbation | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not isinstance(attack.rule, (Steepest, Momentum)):
+            raise ValueError(
+                f"`attack` must have the rule Steepest or Momentum, got {attack.rule}: other steps "
+                "would change with the scale of the loss"
+            )
+        self.attack, self.loss_cap = attack, loss_cap
+        self.loss = training_loss(attack, loss)
+        self._ascent = Ascent(attack, init, generator=generator)
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """The perturbation as it is now, a copy; RuntimeError before the first batch."""
+        return self._ascent.perturbation
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of `model`, in the mode that it is in, on clamp(x + delta)."""
+        x_adv = self._ascent.apply(x.detach()).requires_grad_()
+        losses = self.loss(model(x_adv), y)
+        counts = None if self.loss_cap is None else losses.detach() <= self.loss_cap
+        x_adv.register_hook(lambda grads: self._ascent.step(grads, counts))
+        return losses.mean()
