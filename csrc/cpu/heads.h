@@ -31,12 +31,12 @@ template <class C>
 struct Block {  // what a head sees: `registers` registers a panel
   using V = Vector<C>;
   using I = Int<V>;
-  C* z;         // logits; dense heads leave their gradient here
-  C* y;         // bce, kl
+  C* z;  // logits; dense heads leave their gradient here
+  C* y;  // bce, kl
   int64_t registers;
-  I label;      // -1 if it is no class
-  I target;     // targeted dlr
-  V sign;       // -1 where the targeted form is the negative
+  I label;   // -1 if it is no class
+  I target;  // targeted dlr
+  V sign;    // -1 where the targeted form is the negative
   FASTADV_FN V logit(int64_t k) const { return load(z + k * kLanes<C>); }
   FASTADV_FN V weight(int64_t k) const { return load(y + k * kLanes<C>); }
   FASTADV_FN void put(int64_t k, V v) const { store(z + k * kLanes<C>, encode<C>(v)); }
@@ -61,8 +61,9 @@ FASTADV_FN V nan_unless(Int<V> valid, V v) {
   return valid ? v : constant<V>(__builtin_nan(""));
 }
 
-// -log softmax(z)_y. The largest logit's 1 is kept out of the sum: what it is added to survives, and
-// a loss or a gradient of 1e-20 is not rounded to 0, where a sample that is sure of y would stall.
+// -log softmax(z)_y. The largest logit's 1 is kept out of the sum: what it is added to survives,
+// and a loss or a gradient of 1e-20 is not rounded to 0, where a sample that is sure of y would
+// stall.
 template <class L, class C>
 FASTADV_FN Outcome<C> cross_entropy(const Block<C>& block) {
   using V = Vector<C>;
@@ -94,7 +95,8 @@ FASTADV_FN Outcome<C> kl(const Block<C>& block) {
   const auto top = block.template largest<L, 1>(Int<V>{} - 1);
   V total = {}, mass = {}, cross = {};
   for (int64_t k = 0; k < block.registers; ++k) {
-    const V shifted = block.logit(k) - top.value[0], e = exp_of_negative(shifted), y = block.weight(k);
+    const V shifted = block.logit(k) - top.value[0], e = exp_of_negative(shifted),
+            y = block.weight(k);
     const V term = y * (log_of_positive(y) - shifted);
     cross += y > 0 ? term : nan_unless(y == 0, V{});
     mass += y;
@@ -137,7 +139,8 @@ FASTADV_FN Outcome<C> margin(const Block<C>& block, Entries<C, 2>& grad) {
   const auto other = block.template largest<L, 1>(y);
   const V at_label = block.template logit_of<L>(y);
   auto top = other;
-  top.insert_unordered(valid ? at_label : constant<V>(-__builtin_inf()), valid ? y : other.index[0]);
+  top.insert_unordered(valid ? at_label : constant<V>(-__builtin_inf()),
+                       valid ? y : other.index[0]);
   grad.at[0] = other.index[0], grad.coefficient[0] = valid ? block.sign : V{};
   grad.at[1] = valid ? y : I{}, grad.coefficient[1] = valid ? -block.sign : V{};
   return {nan_unless(valid, block.sign * (other.value[0] - at_label)), top.index[0]};

@@ -1,10 +1,10 @@
 // How a head holds logits in registers, so that one formula serves two classes and thirty thousand.
 //
-// A panel is an array of registers. With few classes a lane is a sample: register k holds class k of
-// kLanes samples, and no reduction ever crosses lanes. With many classes a lane is a class: register
-// k holds classes k * kLanes and up of one sample, and reductions end with a butterfly over the
-// lanes. Which of the two depends on the number of classes alone, never on the batch: a sample's
-// result has the same bits whatever else is in the batch.
+// A panel is an array of registers. With few classes a lane is a sample: register k holds class k
+// of kLanes samples, and no reduction ever crosses lanes. With many classes a lane is a class:
+// register k holds classes k * kLanes and up of one sample, and reductions end with a butterfly
+// over the lanes. Which of the two depends on the number of classes alone, never on the batch: a
+// sample's result has the same bits whatever else is in the batch.
 #pragma once
 
 #include <new>
@@ -39,8 +39,8 @@ FASTADV_FN Int<V> greater(V a, V b) {
   return (a <= b ? Int<V>{} : Int<V>{} - 1) & (b == b);
 }
 
-// The `kKept` largest values that passed through each lane, with their classes, the largest first and
-// the first of equals first: torch.sort(stable=True, descending=True).
+// The `kKept` largest values that passed through each lane, with their classes, the largest first
+// and the first of equals first: torch.sort(stable=True, descending=True).
 template <class C, int kKept>
 struct Largest {
   using V = Vector<C>;
@@ -109,39 +109,30 @@ struct SamplesInLanes {
   FASTADV_FN static void merge(Largest<C, kKept>&) {}
   FASTADV_FN static V pick(const C* panel, int64_t classes, I which) {
     V v = {};
-    for (int64_t k = 0; k < classes; ++k) v = classes_of(k) == which ? load(panel + k * kSamples) : v;
+    for (int64_t k = 0; k < classes; ++k)
+      v = classes_of(k) == which ? load(panel + k * kSamples) : v;
     return v;
   }
-  // From `count` rows of `classes` numbers to the panel, in squares; lanes without a row hold zeros.
-  FASTADV_FN static void spread(const C* rows, C* panel, int64_t classes, int64_t count, C) {
+  // Rows of `classes` numbers to a panel and back, in squares. They read, and spoil, up to a
+  // register beyond a row: that is the start of the rows after it, or room left behind the last.
+  FASTADV_FN static void spread(const C* rows, C* panel, int64_t classes, C) {
     for (int64_t c = 0; c < classes; c += kSamples) {
       V square[kSamples];
-      for (int64_t s = 0; s < kSamples; ++s) {
-        const int64_t at = s * classes + c, left = count * classes - at;
-        square[s] = left >= kSamples ? load(rows + at) : left > 0 ? load(rows + at, left) : V{};
-      }
+      for (int64_t s = 0; s < kSamples; ++s) square[s] = load(rows + s * classes + c);
       transpose<C>(square);
       for (int64_t k = 0; k < kSamples && c + k < classes; ++k) {
         store(panel + (c + k) * kSamples, encode<C>(square[k]));
       }
     }
   }
-  // Back. A store's lanes beyond the row spoil the start of the rows after it, which is written later.
-  FASTADV_FN static void collect(const C* panel, C* rows, int64_t classes, int64_t count) {
+  FASTADV_FN static void collect(const C* panel, C* rows, int64_t classes) {
     for (int64_t c = (classes - 1) / kSamples * kSamples; c >= 0; c -= kSamples) {
       V square[kSamples];
       for (int64_t k = 0; k < kSamples; ++k) {
         square[k] = c + k < classes ? load(panel + (c + k) * kSamples) : V{};
       }
       transpose<C>(square);
-      for (int64_t s = 0; s < count; ++s) {
-        const int64_t at = s * classes + c, left = count * classes - at;
-        if (left >= kSamples) {
-          store(rows + at, encode<C>(square[s]));
-        } else {
-          store(rows + at, encode<C>(square[s]), left);
-        }
-      }
+      for (int64_t s = 0; s < kSamples; ++s) store(rows + s * classes + c, encode<C>(square[s]));
     }
   }
 };
@@ -151,7 +142,9 @@ struct ClassesInLanes {
   using V = Vector<C>;
   using I = Int<V>;
   static constexpr int kSamples = 1;
-  FASTADV_FN static int64_t registers(int64_t classes) { return (classes + kLanes<C> - 1) / kLanes<C>; }
+  FASTADV_FN static int64_t registers(int64_t classes) {
+    return (classes + kLanes<C> - 1) / kLanes<C>;
+  }
   FASTADV_FN static I classes_of(int64_t k) {
     return lane_numbers<C>() + decltype(I{}[0])(k * kLanes<C>);
   }
@@ -172,21 +165,20 @@ struct ClassesInLanes {
   FASTADV_FN static V pick(const C* panel, int64_t, I which) {
     return constant<V>(which[0] < 0 ? C(0) : panel[which[0]]);
   }
-  // The lanes beyond the last class hold `padding`.
-  FASTADV_FN static void spread(const C* row, C* panel, int64_t classes, int64_t, C padding) {
-    memcpy(panel, row, classes * sizeof(C));
+  // The panel is the row, and `padding` in the lanes beyond the last class.
+  FASTADV_FN static void spread(const C*, C* panel, int64_t classes, C padding) {
     for (int64_t c = classes; c < registers(classes) * kLanes<C>; ++c) panel[c] = padding;
   }
-  FASTADV_FN static void collect(const C* panel, C* row, int64_t classes, int64_t) {
-    memcpy(row, panel, classes * sizeof(C));
-  }
+  FASTADV_FN static void collect(const C*, C*, int64_t) {}
 };
 
 template <class C>
-class Aligned {  // room for `count` numbers, aligned to a cache line
+class Aligned {  // `count` zeros, aligned to a cache line
  public:
   explicit Aligned(int64_t count)
-      : data_(static_cast<C*>(::operator new(count * sizeof(C), std::align_val_t(64)))) {}
+      : data_(static_cast<C*>(::operator new(count * sizeof(C), std::align_val_t(64)))) {
+    memset(data_, 0, count * sizeof(C));
+  }
   ~Aligned() { ::operator delete(data_, std::align_val_t(64)); }
   Aligned(const Aligned&) = delete;
   Aligned& operator=(const Aligned&) = delete;
