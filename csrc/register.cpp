@@ -265,6 +265,12 @@ Tensor uniform(Tensor x, int64_t seed, int64_t offset, int64_t stream) {
 
 }  // namespace
 
+// For _native, which knows no torch: the NumPy entry points then run on torch's threads.
+extern "C" __attribute__((visibility("default"))) void fastadv_parallel_for(
+    int64_t begin, int64_t end, int64_t grain, fastadv::Body body, void* context) {
+  parallel(begin, end, grain, body, context);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("step_linf_", TORCH_BOX(&step<fastadv::kLinf>));
   m.impl("step_l2_", TORCH_BOX(&step<fastadv::kL2>));

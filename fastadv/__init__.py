@@ -4,7 +4,7 @@ from fastadv._locate import package_path
 
 __path__ = package_path(__path__)  # before any other import: see _locate.py
 
-from fastadv import ops, training, universal
+from fastadv import numpy, ops, training, universal
 from fastadv.attack import Attack, AttackResult
 from fastadv.balls import L1, L2, Ball, Linf
 from fastadv.model import normalized
@@ -50,6 +50,7 @@ __all__ = [
     "margin",
     "mi_fgsm",
     "normalized",
+    "numpy",
     "ops",
     "pgd",
     "training",

@@ -1,3 +1,34 @@
+from typing import Any
+
+import numpy as np
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
 def build_facts() -> dict[str, str | int]: ...
 def processor() -> dict[str, object]: ...
 def capability() -> str: ...
+def use_parallel_for(function: int) -> None: ...
+def step_(
+    norm: int,
+    x_adv: _Array,
+    grad: _Array,
+    x: _Array,
+    step_size: _Array,
+    radius: _Array,
+    bounds: _Array | None,
+    steepest: bool,
+    top: float,
+) -> None: ...
+def universal_(
+    norm: int,
+    delta: _Array,
+    velocity: _Array | None,
+    grads: _Array,
+    weights: _Array | None,
+    step_size: _Array,
+    radius: _Array,
+    momentum: float,
+    signs: bool,
+    steepest: bool,
+    top: float,
+) -> None: ...

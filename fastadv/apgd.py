@@ -14,7 +14,7 @@ _MOMENTUM = 0.75  # alpha of equation 2
 
 
 def auto_ascent(problem: Problem, x_adv: Tensor, rule: Auto, steps: int) -> Tensor:
-    """The first iterate that fools the model, else the one of largest loss, of `steps` gradients."""
+    """The first iterate that fools the model, else the one of largest loss; `steps` gradients."""
     x, ball, radius = problem.x, problem.ball, problem.radius
     step_size = (2 * radius).expand(len(x)).clone()
     previous = x_adv

@@ -1,4 +1,4 @@
-"""Attacks: max over each delta_i of the loss, by projected gradient ascent (Madry et al. 1706.06083)."""
+"""Attacks: max over each delta_i of the loss, by projected gradient ascent (1706.06083)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class AttackResult:
     """What an attack found.
 
     x_adv: (N, *shape), in the ball and the box exactly. success: (N,) bool, whether the model as
-    crafted on is fooled at x_adv. loss: (N,), the objective there. forwards: samples put through the
-    model to craft; forwards_full: those that the run takes without a stop.
+    crafted on is fooled at x_adv. loss: (N,), the objective there. forwards: samples put through
+    the model; forwards_full: as many as the run takes without a stop.
     """
 
     x_adv: Tensor
@@ -41,8 +41,8 @@ class AttackResult:
 class Attack:
     """A search in a ball: a frozen value of numbers and names; it prints, hashes and compares.
 
-    ball: where (balls.py). rule: how to step (rules.py). steps: how often, from a start "uniform" by
-    volume or "zero" (x itself). objective: what is maximised (objectives.py), or any callable
+    ball: where (balls.py). rule: how to step (rules.py). steps: how often, from a start "uniform"
+    by volume or "zero" (x itself). objective: what is maximised (objectives.py), or any callable
     (logits, y) -> (N,). restarts: independent runs, of which each sample keeps its best: fooled
     before not fooled, then the larger loss.
     stop: None, or "fooled": a sample leaves at the first iterate that fools the model and keeps it
@@ -73,12 +73,10 @@ class Attack:
             raise ValueError(f"`restarts` must be a whole number from 1, got {self.restarts}")
         for name, choices in (("start", STARTS), ("stop", STOPS), ("mode", MODES)):
             if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {choices}, got {getattr(self, name)!r}"
-                )
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}")
         if self.stop and self.mode != "eval":
             raise ValueError(
-                f"`stop` drops samples from the batch and needs mode='eval', got mode={self.mode!r}: "
+                f"`stop` drops samples from the batch and needs mode='eval', got {self.mode!r}: "
                 "batch norm in train mode would change the others"
             )
         if isinstance(self.rule, Auto) and self.ball.order == "l1":
@@ -114,9 +112,9 @@ class Attack:
 
         y=None takes the model's predictions on x. With a target the attack seeks it, by the
         objective's own targeted form. `radius` replaces the ball's, one for all or one a sample.
-        A random start draws one seed from `generator` (None: torch's default one), and is a function
-        of that seed, the restart and `offset` + the sample's index: give each batch its offset, and
-        the split does not matter.
+        A random start draws one seed from `generator` (None: torch's default one), and is a
+        function of that seed, the restart and `offset` + the sample's index: give each batch its
+        offset, and the split does not matter.
 
         x, the model's mode, its buffers, requires_grad and .grad stay untouched.
         Raises TypeError or ValueError where x lies outside the bounds, y does not fit the logits,

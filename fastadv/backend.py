@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ class Backend:
     cuda: str
     reason: str | None
 
+    @property
+    def is_native(self) -> bool:
+        """Whether compiled kernels serve the CPU."""
+        return self.cpu.startswith("native")
+
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         return f"cpu: {self.cpu}{why}; cuda: {self.cuda} (plain torch)"
@@ -44,12 +50,14 @@ def load() -> Backend:
     library = build.path("_C")
     if library is not None:
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError as error:
             reason = f"{library.name} does not load: {str(error).splitlines()[0]}"
         else:
             from fastadv import _native
 
+            share_threads = ctypes.CDLL(str(library)).fastadv_parallel_for
+            _native.use_parallel_for(ctypes.cast(share_threads, ctypes.c_void_p).value or 0)
             return Backend(f"native ({_native.capability()})", "reference", None)
     if wanted == "native":
         raise RuntimeError(f"FASTADV_BACKEND=native, but there are no compiled kernels: {reason}")

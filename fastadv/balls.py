@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastadv import ops
-from fastadv.reference import compute_dtype, rows
+from fastadv.reference import compute_dtype, norm, rows
 
 Bound = float | tuple[float, ...]
 Bounds = tuple[Bound, Bound]
@@ -26,8 +26,8 @@ Bounds = tuple[Bound, Bound]
 class Ball:
     """{x_adv : ||x_adv - x|| <= radius, lower <= x_adv <= upper}.
 
-    radius: in the units of x; inf is no ball. bounds: (lower, upper), each a number or one a channel
-    (dimension 1 of x); None is no box.
+    radius: in the units of x; inf is no ball. bounds: (lower, upper), each a number or one a
+    channel (dimension 1 of x); None is no box.
     Raises ValueError for a negative or NaN radius and for bounds that no x can meet.
     """
 
@@ -47,17 +47,21 @@ class Ball:
         """The box for the kernels: (2,) or (2, C) in x's compute dtype, or None."""
         if self.bounds is None:
             return None
-        lower = self.bounds[0]
-        if isinstance(lower, tuple) and (x.dim() < 2 or len(lower) != x.shape[1]):
+        self.check_channels(tuple(x.shape))
+        return _bounds_tensor(self.bounds, compute_dtype(x.dtype), x.device)
+
+    def check_channels(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError where the bounds are given for other channels than data has."""
+        lower = self.bounds[0] if self.bounds is not None else None
+        if isinstance(lower, tuple) and (len(shape) < 2 or len(lower) != shape[1]):
             raise ValueError(
                 f"`bounds` are given for {len(lower)} channels (dimension 1), "
-                f"got data of shape {tuple(x.shape)}"
+                f"got data of shape {shape}"
             )
-        return _bounds_tensor(self.bounds, compute_dtype(x.dtype), x.device)
 
     def norm(self, delta: Tensor) -> Tensor:  # (N, *shape) -> (N,)
         """The norm of each sample, in float64."""
-        return torch.linalg.vector_norm(delta.double().flatten(1), self.exponent, dim=1)
+        return norm(delta, self.exponent)
 
     def project(
         self, x_adv: Tensor, x: Tensor, radius: float | Tensor | None = None

@@ -44,7 +44,7 @@ class Normalized(nn.Module):
 def normalized(
     model: Model, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
 ) -> Normalized:
-    """`model` behind the normalisation (x - mean) / std, one value a channel (dimension 1) or one."""
+    """`model` behind (x - mean) / std, with one value a channel (dimension 1) or one for all."""
     return Normalized(model, mean, std)
 
 
@@ -52,8 +52,8 @@ def normalized(
 def crafting(model: Model, mode: str) -> Iterator[None]:
     """The model as an attack runs it; flags and buffers are restored, whatever happens.
 
-    eval: as for inference. train: every module in train mode (Rice et al. craft so). keep: as it is.
-    Batch norm's statistics, updated by a forward in train mode, are put back.
+    eval: as for inference. train: every module in train mode (Rice et al. craft so). keep: as it
+    is. Batch norm's statistics, updated by a forward in train mode, are put back.
     """
     if not isinstance(model, nn.Module):
         yield

@@ -143,9 +143,12 @@ class Objective:
         if self.head_number is None:
             loss, grad = self._differentiate(logits, y, target)
             return loss, grad, self.fooled(self.prediction(logits), labels, targeted)
-        first, second = (y, target) if targeted and self.targeted_needs_y else (labels, None)
         z = logits if logits.dim() == 2 else logits[:, None]
-        loss, grad, prediction = ops.head(z, first, second, self.head_number, targeted)
+        if targeted and self.targeted_needs_y:
+            assert y is not None
+            loss, grad, prediction = ops.head(z, y, target, self.head_number, True)
+        else:
+            loss, grad, prediction = ops.head(z, labels, None, self.head_number, targeted)
         return loss, grad.view(logits.shape), self.fooled(prediction, labels, targeted)
 
     def _differentiate(

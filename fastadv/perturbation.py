@@ -69,7 +69,9 @@ class Perturbation:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"`path` must be a saved Perturbation, got {os.fspath(path)!r}")
+                    raise ValueError(
+                        f"`path` must be a saved Perturbation, got {os.fspath(path)!r}"
+                    )
                 saved, delta = json.loads(metadata["ball"]), file.get_tensor("delta")
         except SafetensorError as error:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The inner problem of one batch: the loss of f at x_adv, and its gradient with respect to x_adv."""
+"""The inner problem of one batch: the loss of f at x_adv, and its gradient by x_adv."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Problem:
         """Raises ValueError if any loss of the run was NaN."""
         if bool(self.tally.nan):
             raise ValueError(
-                "`model` gave NaN at a point of the ball: its logits, or their loss, are not a number"
+                "`model` gave NaN at a point of the ball: its logits, or their loss, are no number"
             )
 
 

@@ -13,19 +13,15 @@ from fastadv.rules import Auto, Momentum, Steepest, StepSize
 
 def fgsm(ball: Ball, **options: Any) -> Attack:
     """One steepest step of the radius from x (Goodfellow et al. 1412.6572; in l2 its analogue)."""
-    return Attack(ball, Steepest(ball.radius), **{"steps": 1, "start": "zero"} | options)
+    return pgd(ball, ball.radius, 1, **{"start": "zero"} | options)
 
 
-def bim(
-    ball: Ball, step_size: StepSize | None = None, steps: int = 10, **options: Any
-) -> Attack:
+def bim(ball: Ball, step_size: StepSize | None = None, steps: int = 10, **options: Any) -> Attack:
     """PGD from x itself (Kurakin et al. 1607.02533)."""
     return pgd(ball, step_size, steps, **{"start": "zero"} | options)
 
 
-def pgd(
-    ball: Ball, step_size: StepSize | None = None, steps: int = 10, **options: Any
-) -> Attack:
+def pgd(ball: Ball, step_size: StepSize | None = None, steps: int = 10, **options: Any) -> Attack:
     """Projected gradient ascent from a random start, uniform by volume (Madry et al. 1706.06083).
 
     step_size: None is 2.5 * radius / steps, which can reach any point of the ball from any other.
@@ -41,7 +37,10 @@ def mi_fgsm(
     decay: float = 1.0,
     **options: Any,
 ) -> Attack:
-    """Momentum over l1-normalised gradients, from x (Dong et al. 1710.06081); steps of radius / steps."""
+    """Momentum over l1-normalised gradients, from x (Dong et al. 1710.06081).
+
+    step_size: None is radius / steps.
+    """
     size = ball.radius / max(steps, 1) if step_size is None else step_size
     return Attack(ball, Momentum(size, decay), steps, **{"start": "zero"} | options)
 

@@ -1,7 +1,7 @@
-"""Every op in a few lines of torch: its definition, its oracle, and what serves where no kernel does.
+"""Every op in a few lines of torch: its definition, its oracle, and what serves without a kernel.
 
-The arithmetic is csrc/math.h's, so that linf agrees with the kernels bit for bit. Data in float64 is
-computed in float64, all other in float32: the compute dtype.
+The arithmetic is csrc/math.h's, so that linf agrees with the kernels bit for bit. Data in float64
+is computed in float64, all other in float32: the compute dtype.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def project_linf(
     return torch.where(beyond, next_against(nearest, rounding), nearest)
 
 
-def place_towards(
-    v: Tensor, x: Tensor, lower: Tensor, upper: Tensor, dtype: torch.dtype
-) -> Tensor:
+def place_towards(v: Tensor, x: Tensor, lower: Tensor, upper: Tensor, dtype: torch.dtype) -> Tensor:
     """v, clamped to the box and rounded towards x."""
     v = clamp(v, lower, upper)
     nearest = v.to(dtype)
@@ -102,7 +100,7 @@ def step_l2_(
     x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, radius: Tensor,
     bounds: Tensor | None, steepest: bool,
 ) -> None:  # fmt: skip
-    """x_adv <- x + min(1, radius / ||v||) v, v = x_adv - x + step_size * grad / ||grad||; the box."""
+    """x_adv <- x + min(1, radius / ||v||) v, v = x_adv - x + step_size * grad / ||grad||."""
     origin, g, point = (t.to(compute_dtype(x.dtype)) for t in (x, grad, x_adv))
     length = norm(g, 2)
     step = torch.where(length > 0, step_size / length, 0) if steepest else step_size + 0 * length
@@ -136,7 +134,8 @@ def step_l1_(
 
 def norm(v: Tensor, order: float) -> Tensor:
     """(N, *shape) to (N,): the l_order norm of each sample, in float64."""
-    return torch.linalg.vector_norm(v.double().flatten(1), order, dim=1)
+    result: Tensor = torch.linalg.vector_norm(v.double().flatten(1), order, dim=1)
+    return result
 
 
 def slide(grad: Tensor, top: float) -> Tensor:
@@ -194,7 +193,7 @@ def digest(x: Tensor) -> Tensor:
 
 
 def uniform(x: Tensor, seed: int, offset: int, stream: int) -> Tensor:
-    """U[0, 1) shaped like x in its compute dtype: Philox4x32-10 by (seed, sample, stream, element)."""
+    """U[0, 1) shaped like x: Philox4x32-10 by (seed, offset + sample, stream, element)."""
     dtype = compute_dtype(x.dtype)
     size = x[0].numel() if len(x) else 0
     each = 2 if dtype == torch.float64 else 4  # elements a block of four words

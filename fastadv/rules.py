@@ -53,17 +53,16 @@ class Rule:
 @dataclass(frozen=True)
 class Steepest(Rule):
     """The ball's steepest ascent: sign(grad) in linf, grad / ||grad|| in l2, and in l1 the signs of
-    the share `top` of largest |grad|, of l1 norm 1 (SLIDE, Tramer and Boneh 1904.13000)."""
+    the share `top` of largest |grad|, of l1 norm 1 (SLIDE, Tramer and Boneh 1904.13000). They took
+    .01 on 3072 coordinates; with few coordinates more must move."""
 
-    top: float = 0.01
+    top: float = 0.05
 
     def step_(
         self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
     ) -> None:  # fmt: skip
-        ops.step_(
-            x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, top=self.top
-        )
+        ops.step_(x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, top=self.top)
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,7 @@ class Gradient(Rule):
         self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
     ) -> None:  # fmt: skip
-        ops.step_(
-            x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, steepest=False
-        )
+        ops.step_(x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, steepest=False)
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Momentum(Rule):
     gradients, each divided by its l1 norm."""
 
     decay: float = 1.0
-    top: float = 0.01
+    top: float = 0.05
 
     def start(self, x: Tensor) -> State:
         return {"velocity": torch.zeros_like(x, dtype=compute_dtype(x.dtype))}

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from fastadv.attack import Attack
 from fastadv.model import Model
-from fastadv.objectives import Objective, ObjectiveLike, as_objective, binary_cross_entropy, cross_entropy
+from fastadv.objectives import (
+    Objective,
+    ObjectiveLike,
+    as_objective,
+    binary_cross_entropy,
+    cross_entropy,
+)
 
 
 def training_loss(attack: Attack, loss: ObjectiveLike | None) -> Objective:

@@ -52,5 +52,7 @@ class Universal:
         x_adv = self._ascent.apply(x.detach()).requires_grad_()
         losses = self.loss(model(x_adv), y)
         counts = None if self.loss_cap is None else losses.detach() <= self.loss_cap
-        x_adv.register_hook(lambda grads: self._ascent.step(grads, counts))
+        x_adv.register_hook(  # type: ignore[no-untyped-call]
+            lambda grads: self._ascent.step(grads, counts)
+        )
         return losses.mean()

@@ -67,7 +67,7 @@ class Ascent:
 
     @torch.no_grad()
     def step(self, grads: Tensor, counts: Tensor | None = None) -> None:
-        """One step along the samples' gradients (N, *shape); `counts` (N,) bool leaves samples out."""
+        """One step along the gradients (N, *shape); `counts` (N,) bool leaves samples out."""
         assert self._delta is not None
         rule, delta = self.rule, self._delta
         dtype = compute_dtype(grads.dtype)

@@ -41,13 +41,13 @@ def gradient(
     the start and the mode; steps and restarts are a single sample's and play no part.
 
     loader: batches (x, y), or x alone, whose labels are then the model's predictions.
-    loss_cap: beta; a sample whose loss exceeds it adds no gradient, so that no few samples dominate.
+    loss_cap: beta; a sample whose loss exceeds it adds no gradient, so that no few dominate.
     target: a class that delta is to call forth on every input.
     signs: sums the signs of the samples' gradients in place of the gradients.
     init: goes on from there. progress: a bar with the share of inputs fooled so far.
 
-    The gradient is taken at clamp(x + delta) and passes the clamp unchanged: a pixel at its bound in
-    one input still votes for where delta goes in the others.
+    The gradient is taken at clamp(x + delta) and passes the clamp unchanged: a pixel at its bound
+    in one input still votes for where delta goes in the others.
 
     Raises ValueError for a loader without batches, and where an attack would on a batch.
     """

@@ -1,0 +1,36 @@
+"""Short names for tables: PGD-10 linf 8/255."""
+
+from __future__ import annotations
+
+from fastadv.attack import Attack
+from fastadv.balls import Ball
+from fastadv.objectives import as_objective, cross_entropy
+from fastadv.perturbation import Perturbation
+from fastadv.rules import Steepest
+
+_METHODS = {"Steepest": "PGD", "Momentum": "MI-FGSM", "Auto": "APGD", "Gradient": "gradient"}
+
+
+def label(adversary: Attack | Perturbation) -> str:
+    """Method and steps, objective unless cross-entropy, restarts, ball."""
+    ball = f"{adversary.ball.order} {readable(adversary.ball)}"
+    if isinstance(adversary, Perturbation):
+        return f"universal {ball}"
+    single = adversary.steps == 1 and adversary.start == "zero"
+    if single and isinstance(adversary.rule, Steepest):
+        name = "FGSM"
+    else:
+        rule = type(adversary.rule).__name__
+        name = f"{_METHODS.get(rule, rule)}-{adversary.steps}"
+    objective = as_objective(adversary.objective)
+    loss = "" if objective == cross_entropy else f" {objective.name}"
+    restarts = f" x{adversary.restarts}" if adversary.restarts > 1 else ""
+    return f"{name}{loss}{restarts} {ball}"
+
+
+def readable(ball: Ball) -> str:
+    """The radius, as a multiple of 1/255 where it is one."""
+    parts = ball.radius * 255
+    if 0 < parts <= 255 and round(parts) and abs(parts - round(parts)) < 1e-9:
+        return f"{round(parts)}/255"
+    return f"{ball.radius:.4g}"

@@ -1,0 +1,134 @@
+"""What one adversary did to each sample, as the caller's own model sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastadv.attack import Attack
+from fastadv.model import Model, crafting
+from fastadv.objectives import Objective, ObjectiveLike, as_objective, cross_entropy
+from fastadv.perturbation import Perturbation
+from fastadv.problem import output
+from fastadv.verify import verify
+
+Adversary = Attack | Perturbation
+
+# Of one perturbation for all inputs, x + delta is rounded once: half a unit in the last place of x.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Scores:
+    """N samples' verdicts, and what they cost. An infeasible x_adv is neither wrong nor changed.
+
+    wrong: (N,) bool, the model errs at x_adv. changed: (N,) bool, its prediction at x_adv is not
+    the one at x (fooling, as Moosavi-Dezfooli et al. 1610.08401 count it). success: (N,) bool,
+    wrong, or with a target: predicted as the target. feasible: (N,) bool. distance: (N,) float64.
+    seconds: to craft. forwards: samples put through the model to craft.
+    """
+
+    wrong: Tensor
+    changed: Tensor
+    success: Tensor
+    feasible: Tensor
+    distance: Tensor
+    seconds: float = 0.0
+    forwards: int = 0
+
+    @classmethod
+    def join(cls, parts: Sequence[Scores]) -> Scores:
+        """The scores of the samples of all parts, in order."""
+
+        def column(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        return cls(
+            wrong=column("wrong"),
+            changed=column("changed"),
+            success=column("success"),
+            feasible=column("feasible"),
+            distance=column("distance"),
+            seconds=sum(part.seconds for part in parts),
+            forwards=sum(part.forwards for part in parts),
+        )
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What the model makes of x itself: its `prediction`, as y is given, and `wrong` (N,) bool."""
+
+    prediction: Tensor
+    wrong: Tensor
+
+
+def clean(model: Model, x: Tensor, y: Tensor | None, objective: ObjectiveLike) -> Clean:
+    """One forward in eval mode; y=None takes the prediction for the label, and nothing is wrong."""
+    kind = as_objective(objective)
+    with torch.no_grad(), crafting(model, "eval"):
+        logits = output(model, x)
+        prediction = kind.predict(logits)
+        given = prediction if y is None else y
+        kind.check(logits, given)
+        labels, _ = kind.prepare(logits, given)
+        assert labels is not None
+        wrong = kind.fooled(kind.prediction(logits), labels)
+    return Clean(prediction, wrong.cpu())
+
+
+def craft(
+    adversary: Adversary,
+    model: Model,
+    x: Tensor,  # (N, *shape)
+    y: Tensor,
+    *,
+    target: Tensor | None = None,
+    seed: int = 0,
+    offset: int = 0,
+) -> tuple[Tensor, int, float]:
+    """(x_adv, forwards, seconds). A start is a function of (seed, offset + index) alone."""
+    began = time.perf_counter()
+    if isinstance(adversary, Perturbation):
+        x_adv, forwards = adversary.apply(x), 0
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        result = adversary.run(model, x, y, target=target, generator=generator, offset=offset)
+        x_adv, forwards = result.x_adv, result.forwards
+    if x_adv.is_cuda:
+        torch.cuda.synchronize(x_adv.device)
+    return x_adv, forwards, time.perf_counter() - began
+
+
+def score(
+    adversary: Adversary,
+    model: Model,
+    x: Tensor,  # (N, *shape)
+    x_adv: Tensor,  # (N, *shape)
+    y: Tensor,
+    before: Clean,
+    *,
+    target: Tensor | None = None,
+) -> Scores:
+    """Re-scores x_adv with `model` (fa.verify): nothing is taken from what the attack reported."""
+    ball, kind = adversary.ball, objective_of(adversary)
+    tolerance = _ROUNDING if isinstance(adversary, Perturbation) else 0.0
+
+    def fooled(labels: Tensor, goal: Tensor | None = None) -> Scores:
+        verdict = verify(
+            model, x, x_adv, labels, ball,
+            target=goal, objective=kind, tolerance=tolerance,
+        )  # fmt: skip
+        counts = (verdict.fooled & verdict.feasible).cpu()
+        return Scores(counts, counts, counts, verdict.feasible.cpu(), verdict.distance.cpu())
+
+    scores = replace(fooled(y), changed=fooled(before.prediction).wrong)
+    return scores if target is None else replace(scores, success=fooled(y, target).wrong)
+
+
+def objective_of(adversary: Adversary) -> Objective:
+    """What says when a model is fooled."""
+    return as_objective(adversary.objective if isinstance(adversary, Attack) else cross_entropy)
