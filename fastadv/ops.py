@@ -1,8 +1,8 @@
 """The ops: schemas, fakes, checks. The only door to the kernels.
 
-torch.ops.fastadv.* are the ops themselves: tensors in, checked for memory safety alone. The functions
-below are what Python calls: they check, convert and explain, then call the op. Each op is defined by
-reference.py on any device; csrc/register.cpp serves it on the CPU.
+torch.ops.fastadv.* are the ops themselves: tensors in, checked for memory safety alone. The
+functions below are what Python calls: they check, convert and explain, then call the op. Each op is
+defined by reference.py on any device; csrc/register.cpp serves it on the CPU.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Verdict:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of samples that no feasible x_adv fooled: one outside the ball proves nothing."""
+        """The share that no feasible x_adv fooled: one outside the ball proves nothing."""
         return 1 - float((self.fooled & self.feasible).double().mean())
 
 

@@ -36,6 +36,13 @@ def call(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def opening() -> str:
+    """fastadv/__init__.py down to where it has settled which copy's modules it imports."""
+    text = (ROOT / "fastadv/__init__.py").read_text()
+    start, line, _ = re.split(r"^(__path__ = .*\n)", text, maxsplit=1, flags=re.M)
+    return start + line
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project with sources that compile in a second, so that the build itself is tested."""
@@ -50,8 +57,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "fastadv").mkdir()
     for name in ("_locate.py", "_build_info.py", "_native.pyi", "py.typed"):
         shutil.copy(ROOT / "fastadv" / name, tree / "fastadv" / name)
-    opening = (ROOT / "fastadv/__init__.py").read_text().partition("__version__")[0]
-    (tree / "fastadv/__init__.py").write_text(opening + '__version__ = "0.1.0"\n')
+    (tree / "fastadv/__init__.py").write_text(opening() + '__version__ = "0.1.0"\n')
     (tree / "README.md").write_text("A stand-in.\n")
     (tree / "csrc/cpu").mkdir(parents=True)
     for name in ("cpu/dispatch.cpp", "cpu/run.cpp", "cpu/table.cpp", "register.cpp", "python.cpp"):
@@ -184,8 +190,7 @@ def copies(tmp_path: Path) -> Callable[..., Path]:
     def copy(name: str, *, is_built: bool) -> Path:
         package = tmp_path / name / "fastadv"
         package.mkdir(parents=True)
-        opening = (ROOT / "fastadv/__init__.py").read_text().partition("__version__")[0]
-        (package / "__init__.py").write_text(opening)
+        (package / "__init__.py").write_text(opening())
         for module in ("_locate.py", "_build_info.py"):
             shutil.copy(ROOT / "fastadv" / module, package)
         if is_built:

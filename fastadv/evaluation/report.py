@@ -147,9 +147,11 @@ def save_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def _table(report: Report) -> Table:
+    from rich import box
     from rich.table import Table
 
     table = Table(
+        box=box.SIMPLE_HEAD,
         title=f"{report.samples} samples, seed {report.seed}",
         caption=f"backend {report.environment['backend']}",
         title_justify="left",
@@ -157,8 +159,8 @@ def _table(report: Report) -> Table:
     )
     labelled = report.clean_accuracy is not None
     targeted = any(row.target_rate is not None for row in report.attacks)
-    columns = ["accuracy"] * labelled + ["fooling rate"] + ["target hit"] * targeted
-    columns += ["mean distance", "max", "forwards", "seconds"]
+    columns = ["accuracy"] * labelled + ["fooling"] + ["target hit"] * targeted
+    columns += ["mean dist.", "max dist.", "forwards", "seconds"]
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
