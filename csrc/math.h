@@ -1,4 +1,5 @@
-// The scalar formulas of every update, for host and device. They stand here and nowhere else in C++.
+// The scalar formulas of every update, for host and device. They stand here and nowhere else in
+// C++.
 //
 // Each is a template on the number `C` it computes with: float or double on a device, a vector of
 // them in csrc/cpu (comparisons then give masks, and ?: selects lane by lane). Data of dtype `T` is
@@ -7,7 +8,8 @@
 // Two promises are kept by arithmetic alone, in every dtype, and need no tolerance in a test:
 //   linf: |x_adv - x| <= radius for the stored numbers. fl(x + r) may lie beyond the real x + r (by
 //         half an ulp, 3e-8 at x = .9), so the ball's end is rounded towards x.
-//   l2, l1: each coordinate of x + w is rounded towards x, so |stored - x| <= |w| and no norm grows.
+//   l2, l1: each coordinate of x + w is rounded towards x, so |stored - x| <= |w| and no norm
+//   grows.
 //
 // Built with -ffp-contract=off (nvcc --fmad=false): a fused multiply-add would change bits.
 #pragma once
@@ -24,8 +26,12 @@
 // Each ISA's build lives in its own namespace, inline functions included: were they shared, the
 // linker could keep the AVX-512 copy of one and run it on a processor without AVX-512.
 #if defined(FASTADV_ISA)
-#define FASTADV_NAMESPACE_BEGIN namespace fastadv { namespace FASTADV_ISA {
-#define FASTADV_NAMESPACE_END } }
+#define FASTADV_NAMESPACE_BEGIN \
+  namespace fastadv {           \
+  namespace FASTADV_ISA {
+#define FASTADV_NAMESPACE_END \
+  }                           \
+  }
 #else
 #define FASTADV_NAMESPACE_BEGIN namespace fastadv {
 #define FASTADV_NAMESPACE_END }
@@ -129,7 +135,8 @@ struct Format<float16> {
     const Int<C> tiny = bit_cast<Int<C>>(bit_cast<C>(magnitude) + .5f) - 0x3f000000;
     const Int<C> normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
     const Int<C> finite = magnitude < 0x38800000 ? tiny : normal;
-    const Int<C> infinite = magnitude > 0x7f800000 ? magnitude * 0 + 0x7e00 : magnitude * 0 + 0x7c00;
+    const Int<C> infinite =
+        magnitude > 0x7f800000 ? magnitude * 0 + 0x7e00 : magnitude * 0 + 0x7c00;
     return (magnitude >= 0x47800000 ? infinite : finite) | (bits >> 16 & 0x8000);
   }
 };
@@ -150,8 +157,8 @@ FASTADV_FN C turn(C v, C by) {
 }
 
 // The neighbour (one bit away, in T's format) of the number v = decode(bits), against the direction
-// of `from`: below where from > 0, above where from < 0. A v of 0 needs from's sign on it, as it has
-// where a number beyond it was rounded to it.
+// of `from`: below where from > 0, above where from < 0. A v of 0 needs from's sign on it, as it
+// has where a number beyond it was rounded to it.
 template <class C>
 FASTADV_FN Int<C> next_against(Int<C> bits, C v, C from) {
   return turn(v, from) > 0 ? bits - 1 : bits + 1;

@@ -1,5 +1,5 @@
-// fastadv._native: facts about the build and the processor, and the updates on NumPy arrays, in place
-// and without a copy. Imports without torch; fastadv/numpy.py stands before it.
+// fastadv._native: facts about the build and the processor, and the updates on NumPy arrays, in
+// place and without a copy. Imports without torch; fastadv/numpy.py stands before it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -68,7 +68,8 @@ void need(bool holds, const char* what) {
 }
 bool dense(const py::array& a) { return (a.flags() & py::array::c_style) != 0; }
 bool computes(const py::array& a, fastadv::DType dtype) {
-  return a.dtype().kind() == 'f' && a.itemsize() == (dtype == fastadv::kFloat64 ? 8 : 4) && dense(a);
+  return a.dtype().kind() == 'f' && a.itemsize() == (dtype == fastadv::kFloat64 ? 8 : 4) &&
+         dense(a);
 }
 fastadv::PerSample per_sample(const py::array& a, int64_t samples, fastadv::DType dtype) {
   need(computes(a, dtype) && (a.size() == 1 || a.size() == samples), "step_size and radius");
@@ -94,9 +95,16 @@ void step_(int norm, py::array x_adv, const py::array& grad, const py::array& x,
     const char* lower = static_cast<const char*>(b.data());
     box = {lower, lower + channels * b.itemsize(), channels, size / channels};
   }
-  const fastadv::StepArgs args{x_adv.mutable_data(), grad.data(), x.data(), samples, size,
+  const fastadv::StepArgs args{x_adv.mutable_data(),
+                               grad.data(),
+                               x.data(),
+                               samples,
+                               size,
                                per_sample(step_size, samples, dtype),
-                               per_sample(radius, samples, dtype), box, steepest, top};
+                               per_sample(radius, samples, dtype),
+                               box,
+                               steepest,
+                               top};
   const py::gil_scoped_release release;
   fastadv::run_step(static_cast<fastadv::Norm>(norm), dtype, args, parallel);
 }
@@ -108,7 +116,8 @@ void universal_(int norm, py::array delta, const py::object& velocity, const py:
   need(norm >= 0 && norm < fastadv::kNorms, "norm");
   need(grads.ndim() >= 1 && dense(grads) && grads.shape(0) > 0, "grads");
   const int64_t samples = grads.shape(0), size = grads.size() / samples;
-  need(dense(delta) && delta.writeable() && delta.size() == size && dtype_of(delta) == dtype, "delta");
+  need(dense(delta) && delta.writeable() && delta.size() == size && dtype_of(delta) == dtype,
+       "delta");
   const auto optional = [&](const py::object& given, int64_t count, const char* name) {
     if (given.is_none()) return py::array();
     py::array a = given;

@@ -108,7 +108,8 @@ fastadv::Box box_of(const std::optional<Tensor>& bounds, const Layout& layout, D
 
 template <Norm norm>
 void step_any(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tensor& step_size,
-              const Tensor& radius, const std::optional<Tensor>& bounds, bool steepest, double top) {
+              const Tensor& radius, const std::optional<Tensor>& bounds, bool steepest,
+              double top) {
   const DType dtype = dtype_of(x_adv, "x_adv");
   const Layout layout = layout_of(x_adv, "x_adv");
   check_like(grad, "grad", x_adv, "x_adv");
@@ -208,8 +209,7 @@ std::tuple<Tensor, Tensor, Tensor> head(Tensor logits, Tensor y, std::optional<T
   const bool dense = head == fastadv::kBinaryCrossEntropy || head == fastadv::kKl;
   if (dense) {
     STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == samples && y.size(1) == classes &&
-                        y.is_contiguous() && y.is_cpu() &&
-                        y.scalar_type() == compute_dtype(dtype),
+                        y.is_contiguous() && y.is_cpu() && y.scalar_type() == compute_dtype(dtype),
                     "`y` must be ", shape(logits),
                     " like `logits`, in float64 for float64 data and else float32, got ", shape(y));
   } else {
@@ -223,9 +223,8 @@ std::tuple<Tensor, Tensor, Tensor> head(Tensor logits, Tensor y, std::optional<T
   const int64_t loss_size[] = {samples}, label_size[] = {samples, classes};
   Tensor loss = torch::stable::new_empty(logits, {loss_size, 1}, compute_dtype(dtype));
   Tensor grad = torch::stable::empty_like(logits);
-  Tensor prediction =
-      labels ? torch::stable::new_empty(logits, {label_size, 2}, ScalarType::Bool)
-             : torch::stable::new_empty(logits, {loss_size, 1}, ScalarType::Long);
+  Tensor prediction = labels ? torch::stable::new_empty(logits, {label_size, 2}, ScalarType::Bool)
+                             : torch::stable::new_empty(logits, {loss_size, 1}, ScalarType::Long);
   const fastadv::HeadArgs args{
       logits.const_data_ptr(),
       y.const_data_ptr(),
@@ -257,8 +256,9 @@ Tensor uniform(Tensor x, int64_t seed, int64_t offset, int64_t stream) {
   STD_TORCH_CHECK(x.dim() >= 1, "`x` must have a batch dimension, got a scalar");
   Tensor out = torch::stable::new_empty(x, x.sizes(), compute_dtype(dtype));
   const int64_t samples = x.size(0);
-  const fastadv::UniformArgs args{out.mutable_data_ptr(), samples, samples ? x.numel() / samples : 0,
-                                  uint64_t(seed),         offset,  uint32_t(stream)};
+  const fastadv::UniformArgs args{
+      out.mutable_data_ptr(), samples, samples ? x.numel() / samples : 0,
+      uint64_t(seed),         offset,  uint32_t(stream)};
   fastadv::run_uniform(dtype == fastadv::kFloat64, args, parallel);
   return out;
 }

@@ -19,15 +19,16 @@ void digest(const DigestArgs&, int64_t begin, int64_t end);
 template <class C>
 void uniform(const UniformArgs&, int64_t begin, int64_t end);
 
-// A sample's own step, and a universal perturbation's: no x, the gradient summed in the compute dtype.
-#define FASTADV_INSTANTIATE_STEP(name)                                                  \
-  template void name<float, float, true>(const StepArgs&, int64_t, int64_t);            \
-  template void name<double, double, true>(const StepArgs&, int64_t, int64_t);          \
-  template void name<bfloat16, bfloat16, true>(const StepArgs&, int64_t, int64_t);      \
-  template void name<float16, float16, true>(const StepArgs&, int64_t, int64_t);        \
-  template void name<float, float, false>(const StepArgs&, int64_t, int64_t);           \
-  template void name<double, double, false>(const StepArgs&, int64_t, int64_t);         \
-  template void name<bfloat16, float, false>(const StepArgs&, int64_t, int64_t);        \
+// A sample's own step, and a universal perturbation's: no x, the gradient summed in the compute
+// dtype.
+#define FASTADV_INSTANTIATE_STEP(name)                                             \
+  template void name<float, float, true>(const StepArgs&, int64_t, int64_t);       \
+  template void name<double, double, true>(const StepArgs&, int64_t, int64_t);     \
+  template void name<bfloat16, bfloat16, true>(const StepArgs&, int64_t, int64_t); \
+  template void name<float16, float16, true>(const StepArgs&, int64_t, int64_t);   \
+  template void name<float, float, false>(const StepArgs&, int64_t, int64_t);      \
+  template void name<double, double, false>(const StepArgs&, int64_t, int64_t);    \
+  template void name<bfloat16, float, false>(const StepArgs&, int64_t, int64_t);   \
   template void name<float16, float, false>(const StepArgs&, int64_t, int64_t);
 
 FASTADV_NAMESPACE_END

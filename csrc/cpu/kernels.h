@@ -15,8 +15,8 @@ enum Norm : int { kLinf = 0, kL2 = 1, kL1 = 2, kNorms = 3 };
 // float64 data is computed in float64; everything else in float32.
 
 // The box [lower, upper]: null pointers are no box. `channels` bounds, in the compute dtype, each
-// serving runs of `inner` consecutive elements: inner = H * W when contiguous, 1 when channels_last,
-// and channels = 1 with any inner when one pair serves all.
+// serving runs of `inner` consecutive elements: inner = H * W when contiguous, 1 when
+// channels_last, and channels = 1 with any inner when one pair serves all.
 struct Box {
   const void* lower = nullptr;
   const void* upper = nullptr;
@@ -47,20 +47,28 @@ struct StepArgs {
 using StepKernel = void (*)(const StepArgs&, int64_t begin, int64_t end);
 
 struct AccumulateArgs {
-  void* sum;           // size elements in the compute dtype, written
-  const void* grads;   // samples * size
-  const void* weights; // (samples) in the compute dtype, or null for ones
+  void* sum;            // size elements in the compute dtype, written
+  const void* grads;    // samples * size
+  const void* weights;  // (samples) in the compute dtype, or null for ones
   int64_t samples;
   int64_t size;
   bool signs;  // sum sign(grad) instead of grad
 };
 using AccumulateKernel = void (*)(const AccumulateArgs&, int64_t begin, int64_t end);  // columns
 
-enum Head : int { kCrossEntropy = 0, kBinaryCrossEntropy = 1, kMargin = 2, kDlr = 3, kKl = 4, kHeads = 5 };
+enum Head : int {
+  kCrossEntropy = 0,
+  kBinaryCrossEntropy = 1,
+  kMargin = 2,
+  kDlr = 3,
+  kKl = 4,
+  kHeads = 5
+};
 
 struct HeadArgs {
   const void* logits;  // (samples, classes)
-  const void* y;       // int64 (samples,): cross-entropy, margin, dlr; compute dtype (samples, classes): bce, kl
+  const void*
+      y;  // int64 (samples,): cross-entropy, margin, dlr; compute dtype (samples, classes): bce, kl
   const void* target;  // int64 (samples,), targeted dlr only, else null
   void* loss;          // (samples,) in the compute dtype
   void* grad;          // (samples, classes), dtype of logits

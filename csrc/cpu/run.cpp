@@ -19,7 +19,9 @@ void over(int64_t count, int64_t grain, ParallelFor parallel, const F& f) {
   parallel(0, count, grain, body, const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-int64_t samples_a_grain(int64_t size) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)); }
+int64_t samples_a_grain(int64_t size) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size));
+}
 
 // velocity <- momentum * velocity + sum / ||sum||_1 (MI-FGSM, Dong et al. 1710.06081, equation 6).
 template <class C>
@@ -39,7 +41,8 @@ void universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor pa
   static thread_local std::vector<C> buffer;
   if (int64_t(buffer.size()) < args.size) buffer.resize(args.size);
   C* const sum = buffer.data();
-  const AccumulateArgs accumulate{sum, args.grads, args.weights, args.samples, args.size, args.signs};
+  const AccumulateArgs accumulate{sum,          args.grads, args.weights,
+                                  args.samples, args.size,  args.signs};
   over(args.size, std::max<int64_t>(512, kGrain / std::max<int64_t>(1, args.samples)), parallel,
        [&](int64_t begin, int64_t end) { table.accumulate[dtype](accumulate, begin, end); });
   const C* direction = sum;
@@ -48,7 +51,7 @@ void universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor pa
     gather_momentum(velocity, sum, args.size, args.momentum);
     direction = velocity;
   }
-  const StepArgs step{args.delta,  direction, nullptr, 1, args.size, args.step_size,
+  const StepArgs step{args.delta,  direction, nullptr,       1,       args.size, args.step_size,
                       args.radius, Box{},     args.steepest, args.top};
   table.shared_step[norm][dtype](step, 0, norm == kLinf ? args.size : 1);
 }

@@ -78,8 +78,8 @@ FASTADV_FN void store(T* to, Int<Vector<T>> bits, int64_t n) {
   memcpy(to, lanes, n * sizeof(T));
 }
 
-// Sums in double, whatever the data: no overflow or underflow of squares, and an error that does not
-// grow with the sample. Two accumulators, since a float register fills two double ones.
+// Sums in double, whatever the data: no overflow or underflow of squares, and an error that does
+// not grow with the sample. Two accumulators, since a float register fills two double ones.
 struct DoubleSum {
   Doubles low = {}, high = {};
   FASTADV_FN void add(Doubles v) { low += v; }

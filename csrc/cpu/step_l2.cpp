@@ -1,4 +1,5 @@
-// x_adv <- x + min(1, radius / ||v||) v,  v = x_adv - x + step_size * grad / ||grad||; then the box.
+// x_adv <- x + min(1, radius / ||v||) v,  v = x_adv - x + step_size * grad / ||grad||; then the
+// box.
 //
 // ||v|| follows from three sums, ||d||^2, <d, grad> and ||grad||^2 with d = x_adv - x, so one pass
 // reads (12 B an element in fp32) and a second reads again and writes (16 B). The second runs from
@@ -18,9 +19,10 @@ struct Move {
   double scale;  // moved to x + scale * v
 };
 
-// Relative room below the radius. Rounding in float32 or float64 (first term; the elements of v carry
-// up to 7 roundings while the point was within the ball) and in the sums (second) stay under it, so
-// that what was scaled to radius * (1 - 2 slack) is found inside, and left alone, the next time.
+// Relative room below the radius. Rounding in float32 or float64 (first term; the elements of v
+// carry up to 7 roundings while the point was within the ball) and in the sums (second) stay under
+// it, so that what was scaled to radius * (1 - 2 slack) is found inside, and left alone, the next
+// time.
 template <class T>
 double slack(int64_t size) {
   const double rounding = sizeof(Compute<T>) == 4 ? 0x1p-24 : 0x1p-53;

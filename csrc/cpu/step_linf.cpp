@@ -27,8 +27,8 @@ void step_linf(const StepArgs& args, int64_t begin, int64_t end) {
           const V direction = steepest.value ? sign(g) : g;
           const V v = load(x_adv + k, n...) + step_size * direction;
           const V origin = kHasX ? load(x + (kHasX ? k : 0), n...) : V{};
-          store(x_adv + k, project_linf<T>(v, origin, radius, box.lower(i, n...), box.upper(i, n...)),
-                n...);
+          store(x_adv + k,
+                project_linf<T>(v, origin, radius, box.lower(i, n...), box.upper(i, n...)), n...);
         });
       });
     });

@@ -35,7 +35,8 @@ struct EachBox {
   FASTADV_FN V upper(int64_t i, int64_t n) const { return load(upper_each + i, n); }
 };
 
-constexpr int64_t kTile = 1024;  // a pattern of per-channel bounds, repeated to a loop worth vectorising
+constexpr int64_t kTile =
+    1024;  // a pattern of per-channel bounds, repeated to a loop worth vectorising
 
 template <class C>
 class Sweep {

@@ -1,8 +1,8 @@
 // sum <- the weighted sum over the batch of the gradients, or of their signs.
 //
 // Each gradient is read once, 4 B an element of the batch in fp32, and no more than a block of
-// columns is held: the sums of 512 columns, in double, are 4 KiB and stay in the L1 cache. A column is
-// summed in the order of the batch by one thread, so the result does not depend on the threads.
+// columns is held: the sums of 512 columns, in double, are 4 KiB and stay in the L1 cache. A column
+// is summed in the order of the batch by one thread, so the result does not depend on the threads.
 #include "declare.h"
 #include "sweep.h"
 
