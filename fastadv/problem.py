@@ -18,7 +18,7 @@ class Tally:
     """What a run has used and met, over all the problems that it was cut into."""
 
     forwards: int = 0  # samples put through the model
-    nan: Tensor | bool = False  # whether a loss was NaN; looked at once, after the loop
+    losses: list[Tensor] = field(default_factory=list)  # looked at once, after the loop: a NaN?
 
 
 @dataclass
@@ -84,12 +84,13 @@ class Problem:
             self.checked = True
         loss, grad, fooled = self.objective.head(logits, self.y, self.target)
         self.tally.forwards += len(logits)
-        self.tally.nan = loss.isnan().any() | self.tally.nan
+        self.tally.losses.append(loss)
         return loss, grad, fooled
 
     def raise_if_nan(self) -> None:
         """Raises ValueError if any loss of the run was NaN."""
-        if bool(self.tally.nan):
+        losses = self.tally.losses
+        if losses and bool(torch.cat(losses).isnan().any()):
             raise ValueError(
                 "`model` gave NaN at a point of the ball: its logits, or their loss, are no number"
             )
