@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,24 @@ def like(t: object, name: str, other: Tensor, other_name: str) -> Tensor:
     return t
 
 
+def length(value: float, name: str) -> None:
+    """Raises where a step size or a radius given as a number is none: NaN, inf, below 0."""
+    if name == "radius":
+        if not value >= 0:
+            raise ValueError(f"`radius` must be at least 0, got {value}")
+    elif not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}")
+
+
+def labels(y: object, name: str) -> Tensor | None:
+    """y as an objective may save it for its backward. Raises unless it is a tensor or None."""
+    if y is None:
+        return None
+    if not isinstance(y, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(y).__name__}")
+    return y.detach().clone() if y.is_inference() else y
+
+
 def mutable(t: Tensor, name: str) -> None:
     """Raises where an update in place would be lost or would corrupt a graph."""
     if t.requires_grad and torch.is_grad_enabled():
@@ -68,10 +88,17 @@ def inputs(x: Tensor, radius: Tensor, bounds: Tensor | None) -> None:
     if bounds is None:
         return
     lower, upper = box(bounds, x)
-    # Data normalised in float32 may miss its own bounds by a rounding; such x are clamped.
-    room = 8 * torch.finfo(x.dtype).eps * torch.maximum(lower.abs(), upper.abs())
+    # Data normalised in float32 may miss its own bounds by a few roundings, and half precision by
+    # one more of its own; such x are clamped. A side without a bound is no measure of the other.
+    eps = 8 * torch.finfo(lower.dtype).eps
+    eps += torch.finfo(x.dtype).eps / 2 if x.dtype != lower.dtype else 0
+    room = eps * torch.maximum(_finite(lower.abs()), _finite(upper.abs()))
     if bool(((x < lower - room) | (x > upper + room)).any()):
         raise ValueError(
             f"`x` must lie within the ball's bounds {bounds.tolist()}, got values from "
             f"{float(x.min()):.4g} to {float(x.max()):.4g}: scale x, or give the ball its bounds"
         )
+
+
+def _finite(t: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(t), t, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -67,10 +68,10 @@ class Attack:
             raise TypeError(f"`ball` must be Linf, L2 or L1, got {type(self.ball).__name__}")
         if not isinstance(self.rule, (Rule, Auto)):
             raise TypeError(f"`rule` must be a step rule, got {type(self.rule).__name__}")
-        if self.steps < 0 or self.steps != int(self.steps):
-            raise ValueError(f"`steps` must be a whole number from 0, got {self.steps}")
-        if self.restarts < 1 or self.restarts != int(self.restarts):
-            raise ValueError(f"`restarts` must be a whole number from 1, got {self.restarts}")
+        for name, least in (("steps", 0), ("restarts", 1)):
+            count = getattr(self, name)
+            if not isinstance(count, Integral) or int(count) < least:
+                raise ValueError(f"`{name}` must be a whole number from {least}, got {count!r}")
         for name, choices in (("start", STARTS), ("stop", STOPS), ("mode", MODES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}")
@@ -130,14 +131,17 @@ class Attack:
         objective = as_objective(self.objective)
         with torch.inference_mode(False), torch.no_grad():
             x = x.detach().clone() if x.is_inference() else x.detach()
+            y, target = _checks.labels(y, "y"), _checks.labels(target, "target")
             limit = self.ball.radius if radius is None else radius
             r = ops.per_sample(limit, x, "radius", round_down=True)
             _checks.inputs(x, r, self.ball.bounds_for(x))
+            if isinstance(self.rule, Auto) and not bool(torch.isfinite(r).all()):
+                raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")
             if x.numel() == 0:
                 return _nothing(x)
             with crafting(model, self.mode):
                 if y is None and (target is None or objective.targeted_needs_y):
-                    y = objective.predict(output(model, x))
+                    y = objective.predict(output(model, x.clone()))  # a model may write on it
                 problem = Problem(model, objective, self.ball, x, r, y, target)
                 result = self._search(problem, generator, offset, score)
         problem.raise_if_nan()
@@ -225,5 +229,8 @@ def _keep_better(
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
+    """The one draw of a run."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"`generator` must be a torch.Generator, got {type(generator).__name__}")
     device = generator.device if generator is not None else "cpu"
     return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))

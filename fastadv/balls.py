@@ -48,7 +48,8 @@ class Ball:
         if self.bounds is None:
             return None
         self.check_channels(tuple(x.shape))
-        return _bounds_tensor(self.bounds, compute_dtype(x.dtype), x.device)
+        tensor = _bounds_tensor if type(x) is Tensor else _bounds_tensor.__wrapped__
+        return tensor(self.bounds, compute_dtype(x.dtype), x.device)
 
     def check_channels(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError where the bounds are given for other channels than data has."""

@@ -59,15 +59,21 @@ def crafting(model: Model, mode: str) -> Iterator[None]:
         yield
         return
     flags = [(module, module.training) for module in model.modules()]
-    if mode != "keep":
-        model.train(mode == "train")
-    buffers = [b for m in model.modules() if m.training for b in m.buffers(recurse=False)]
-    saved = [buffer.detach().clone() for buffer in buffers]
+    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
     try:
+        if mode != "keep":
+            model.train(mode == "train")
+        saved += [
+            (module, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            if module.training
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         yield
     finally:
         for module, training in flags:
             module.training = training
         with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
+            for module, name, buffer, value in saved:
                 buffer.copy_(value)
+                module._buffers[name] = buffer  # a forward may have put another in its place

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastadv import ops
+from fastadv import _checks, ops
 from fastadv.balls import Ball
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -139,6 +139,10 @@ def _per_sample(value: float | Array, x: Array, name: str, round_down: bool = Fa
     """() or (N,) in the compute dtype; see fastadv.ops.per_sample."""
     wide = np.float64 if x.dtype == np.float64 else np.float32
     given = np.asarray(value)
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"`{name}` must be a number or an array of them, got {value!r}")
+    if not isinstance(value, np.ndarray):
+        _checks.length(float(value), name)
     if given.shape not in ((), (1,), (len(x),)):
         raise ValueError(
             f"`{name}` must be a number or ({len(x)},), one a sample, got {given.shape}"

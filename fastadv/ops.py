@@ -119,7 +119,9 @@ def per_sample(
     if not isinstance(value, Tensor):
         if not isinstance(value, Real):
             raise TypeError(f"`{name}` must be a number or a tensor, got {type(value).__name__}")
-        return _number(float(value), dtype, x.device, round_down)
+        _checks.length(float(value), name)
+        number = _number if type(x) is Tensor else _number.__wrapped__  # a fake one is not kept
+        return number(float(value), dtype, x.device, round_down)
     if value.shape not in ((), (1,), (len(x),)):
         raise ValueError(
             f"`{name}` must be a number or ({len(x)},), one a sample, "
@@ -130,8 +132,9 @@ def per_sample(
 
 @lru_cache(maxsize=1024)  # a loop's constants: 1 us in place of 20
 def _number(value: float, dtype: torch.dtype, device: torch.device, round_down: bool) -> Tensor:
-    with torch.inference_mode(False):
-        return _rounded(torch.tensor(value, dtype=torch.float64), dtype, device, round_down)
+    with torch.inference_mode(False):  # kept for all calls: this one's mode must not stick
+        number = torch.tensor(value, dtype=torch.float64, device="cpu")
+        return _rounded(number, dtype, device, round_down)
 
 
 def _rounded(value: Tensor, dtype: torch.dtype, device: torch.device, round_down: bool) -> Tensor:

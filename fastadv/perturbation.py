@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ class Perturbation:
         bounds = self.ball.bounds_for(x)
         if bounds is None:
             return x_adv
-        lower, upper = (bound.to(x.dtype) for bound in box(bounds, x))
-        return torch.maximum(torch.minimum(x_adv, upper), lower)
+        lower, upper = box(bounds, x)
+        return torch.maximum(torch.minimum(x_adv, _inwards(upper, x, -1)), _inwards(lower, x, 1))
 
     def norm(self) -> float:
         """||delta|| in the ball's norm, in float64."""
@@ -79,3 +80,12 @@ class Perturbation:
             ) from error
         bounds = saved["bounds"]
         return cls(delta, _BALLS[saved["order"]](saved["radius"], bounds and tuple(bounds)))
+
+
+def _inwards(bound: Tensor, x: Tensor, side: int) -> Tensor:
+    """The bound in the dtype of x, rounded towards `side` (1: up): it is not passed."""
+    nearest = bound.to(x.dtype)
+    beyond = side * (nearest.to(bound.dtype) - bound) < 0
+    return torch.where(
+        beyond, torch.nextafter(nearest, torch.full_like(nearest, side * math.inf)), nearest
+    )

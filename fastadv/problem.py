@@ -18,7 +18,7 @@ class Tally:
     """What a run has used and met, over all the problems that it was cut into."""
 
     forwards: int = 0  # samples put through the model
-    losses: list[Tensor] = field(default_factory=list)  # looked at once, after the loop: a NaN?
+    seen: list[Tensor] = field(default_factory=list)  # looked at once, after the loop: a NaN?
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Problem:
             (grad,) = torch.autograd.grad(logits, leaf, logits_grad, allow_unused=True)
         if grad is None:
             raise ValueError(_NO_GRADIENT)
+        self.tally.seen.append(grad.amax()[None].to(loss.dtype))  # NaN if any is: 6 us
         return loss, grad, fooled
 
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,15 +85,16 @@ class Problem:
             self.checked = True
         loss, grad, fooled = self.objective.head(logits, self.y, self.target)
         self.tally.forwards += len(logits)
-        self.tally.losses.append(loss)
+        self.tally.seen.append(loss)
         return loss, grad, fooled
 
     def raise_if_nan(self) -> None:
-        """Raises ValueError if any loss of the run was NaN."""
-        losses = self.tally.losses
-        if losses and bool(torch.cat(losses).isnan().any()):
+        """Raises ValueError if any loss or gradient of the run was NaN."""
+        seen = self.tally.seen
+        if seen and bool(torch.cat(seen).isnan().any()):
             raise ValueError(
-                "`model` gave NaN at a point of the ball: its logits, or their loss, are no number"
+                "`model` gave NaN at a point of the ball: its logits, their loss or its gradient "
+                "are no number"
             )
 
 
@@ -104,6 +106,8 @@ _NO_GRADIENT = (
 
 def output(model: Model, x: Tensor) -> Tensor:
     """model(x), or an error that says what a model must return."""
+    if not callable(model):
+        raise TypeError(f"`model` must be callable, got {type(model).__name__}")
     logits = model(x)
     if isinstance(logits, Tensor):
         return logits

@@ -132,15 +132,20 @@ def step_l1_(
     x_adv.copy_(place_towards(moved, origin, lower, upper, x_adv.dtype))
 
 
+def flat(v: Tensor) -> Tensor:
+    """(N, *shape) to (N, size); where a sample is a number, (N, 1)."""
+    return v.flatten(1) if v.dim() > 1 else v[:, None]
+
+
 def norm(v: Tensor, order: float) -> Tensor:
     """(N, *shape) to (N,): the l_order norm of each sample, in float64."""
-    result: Tensor = torch.linalg.vector_norm(v.double().flatten(1), order, dim=1)
+    result: Tensor = torch.linalg.vector_norm(flat(v.double()), order, dim=1)
     return result
 
 
 def slide(grad: Tensor, top: float) -> Tensor:
     """sign(grad) / m on the m entries of largest |grad|, a share `top` of them, ties included."""
-    size = grad.flatten(1).abs()
+    size = flat(grad).abs()
     k = min(max(math.floor(top * size.shape[1] + 0.5), 1), size.shape[1])
     smallest = size.topk(k, dim=1).values[:, -1:]
     moves = (size >= smallest) & (size != 0)
@@ -150,7 +155,7 @@ def slide(grad: Tensor, top: float) -> Tensor:
 
 def l1_threshold(magnitude: Tensor, cap: Tensor, radius: Tensor) -> Tensor:
     """t >= 0 with sum(min(max(magnitude - t, 0), cap)) = radius, by bisection, (N,) in float64."""
-    m, c = magnitude.double().flatten(1), cap.double().flatten(1)
+    m, c = flat(magnitude.double()), flat(cap.double())
     lower, upper = torch.zeros_like(radius.expand(len(m))), m.amax(1)
     for _ in range(100):
         middle = (lower + upper) / 2

@@ -6,14 +6,17 @@ batch) and takes steps in place. Whatever it needs of the ball goes through ops.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fastadv import ops
 from fastadv.balls import Ball
-from fastadv.reference import compute_dtype, rows
+from fastadv.reference import compute_dtype, flat, rows
 
 State = dict[str, Tensor]
 StepSize = float | tuple[float, ...]
@@ -29,8 +32,10 @@ class Rule:
         sizes = self.step_size if isinstance(self.step_size, (tuple, list)) else (self.step_size,)
         if isinstance(self.step_size, list):
             object.__setattr__(self, "step_size", tuple(self.step_size))
-        if not sizes or not all(size >= 0 for size in sizes):
-            raise ValueError(f"`step_size` must be at least 0, got {self.step_size}")
+        if not sizes:
+            raise ValueError("`step_size` must be a number, or one a step, got none")
+        for size in sizes:
+            _require(size, "step_size", "finite and at least 0", lambda v: 0 <= v < math.inf)
 
     def size(self, k: int) -> float:
         """The step size of step k, from 0; a schedule's last one is kept."""
@@ -58,6 +63,10 @@ class Steepest(Rule):
 
     top: float = 0.05
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.top, "top", "in (0, 1]", lambda v: 0 < v <= 1)
+
     def step_(
         self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
@@ -84,6 +93,11 @@ class Momentum(Rule):
     decay: float = 1.0
     top: float = 0.05
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.top, "top", "in (0, 1]", lambda v: 0 < v <= 1)
+        _require(self.decay, "decay", "finite and at least 0", lambda v: 0 <= v < math.inf)
+
     def start(self, x: Tensor) -> State:
         return {"velocity": torch.zeros_like(x, dtype=compute_dtype(x.dtype))}
 
@@ -94,10 +108,11 @@ class Momentum(Rule):
         # The mean in place of the sum of |grad|: the same direction, and no float16 underflows.
         velocity = state["velocity"]
         g = grad.to(velocity.dtype)
-        mean = g.abs().flatten(1).mean(1)
-        scale = torch.where(mean > 0, 1 / mean, 0)
+        mean = flat(g.abs()).mean(1)
+        # A subnormal mean has no finite inverse: inf * 0 would be NaN for good.
+        scale = torch.where(mean > 0, 1 / mean, 0).clamp(max=torch.finfo(g.dtype).max)
         velocity.mul_(self.decay).addcmul_(g, rows(scale, g))
-        direction = velocity.to(x.dtype)
+        direction = velocity if velocity.dtype == x.dtype else _in_half(velocity, x.dtype)
         ops.step_(
             x_adv, direction, x, ball=ball, step_size=self.size(k), radius=radius, top=self.top
         )
@@ -109,6 +124,15 @@ class Adam(Rule):
 
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"`betas` must be two numbers, got {self.betas!r}")
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for beta in self.betas:
+            _require(beta, "betas", "in [0, 1)", lambda v: 0 <= v < 1)
+        _require(self.epsilon, "epsilon", "finite and positive", lambda v: 0 < v < math.inf)
 
     def start(self, x: Tensor) -> State:
         zeros = torch.zeros_like(x, dtype=compute_dtype(x.dtype))
@@ -136,3 +160,20 @@ class Auto:
     whenever fewer than the share `rho` of the steps since the last check raised its loss."""
 
     rho: float = 0.75
+
+    def __post_init__(self) -> None:
+        _require(self.rho, "rho", "in [0, 1]", lambda v: 0 <= v <= 1)
+
+
+def _require(value: object, name: str, expected: str, holds: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
+    if not holds(float(value)):
+        raise ValueError(f"`{name}` must be {expected}, got {value}")
+
+
+def _in_half(direction: Tensor, dtype: torch.dtype) -> Tensor:
+    """The direction in half precision, each sample scaled to 2^15: float16 ends at 65504."""
+    largest = flat(direction.abs()).amax(1)
+    scale = torch.where(largest > 0, 2.0**15 / largest, 0).clamp(max=torch.finfo(torch.float32).max)
+    return (direction * rows(scale, direction)).to(dtype)

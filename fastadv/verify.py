@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastadv import _checks
+from fastadv import _checks, ops
 from fastadv.balls import Ball
 from fastadv.model import Model, crafting
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem
-from fastadv.reference import box, compute_dtype
+from fastadv.reference import box, compute_dtype, flat
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,20 @@ def verify(
     _checks.like(x_adv, "x_adv", x, "x")
     wide = compute_dtype(x.dtype)
     distance = ball.norm(x_adv.double() - x.double())
-    limit = torch.as_tensor(ball.radius if radius is None else radius, device=x.device).double()
+    limit = ops.per_sample(ball.radius if radius is None else radius, x.double(), "radius")
     feasible = distance <= limit * (1 + tolerance)
     bounds = ball.bounds_for(x)
     if bounds is not None:
         lower, upper = box(bounds, x_adv.to(wide))
         room = tolerance * (upper - lower)
         inside = (x_adv.to(wide) >= lower - room) & (x_adv.to(wide) <= upper + room)
-        feasible = feasible & inside.flatten(1).all(1)
+        feasible = feasible & flat(inside).all(1)
     if not len(x):
         return Verdict(torch.zeros_like(feasible), distance, feasible)
     judge = _in_float32(model) if wide != x.dtype else model
     with torch.no_grad(), crafting(judge, "eval"):
         problem = Problem(judge, as_objective(objective), ball, x, limit, y, target)
-        _, fooled = problem.score(x_adv.to(wide))
+        _, fooled = problem.score(x_adv.detach().to(wide, copy=True))  # a model may write on it
     problem.raise_if_nan()
     return Verdict(fooled, distance, feasible)
 

@@ -22,6 +22,7 @@ from fastadv.universal.ascent import Ascent
 Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 
 
+@torch.inference_mode(False)  # where no gradient could be taken
 def gradient(
     attack: Attack,
     model: Model,
@@ -53,6 +54,8 @@ def gradient(
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
+    if isinstance(loader, Tensor):
+        raise TypeError("`loader` must give batches, got a tensor: wrap it, as in [x] or [(x, y)]")
     ascent = Ascent(attack, init, signs, generator)
     for epoch in range(epochs):
         bar = tqdm(loader, disable=not progress, desc=f"universal {epoch + 1}/{epochs}")
@@ -82,7 +85,7 @@ def _problem(
     goal = None if target is None else torch.full((len(x),), target, device=x.device)
     if y is None and (goal is None or objective.targeted_needs_y):
         with torch.no_grad(), crafting(model, attack.mode):
-            y = objective.predict(output(model, x))
+            y = objective.predict(output(model, x.clone()))
     return Problem(model, objective, attack.ball, x, radius, y, goal)
 
 
@@ -90,5 +93,5 @@ def _unpack(batch: Batch) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 2:
-        return batch[0], batch[1] if len(batch) == 2 else None
+        return batch[0], _checks.labels(batch[1], "y") if len(batch) == 2 else None
     raise TypeError(f"`loader` must give (x, y) or x, got a {type(batch).__name__}")
