@@ -162,7 +162,8 @@ FASTADV_FN Outcome<C> dlr(const Block<C>& block, Entries<C, 5>& grad) {
   const V spread = top.value[0] - (third + fourth) * constant<V>(.5);
   const V divisor = spread == 0 ? constant<V>(1) : spread;
   const V slope = valid ? constant<V>(1) / divisor : V{}, loss = margin / divisor;
-  const V pull = valid & (spread != 0) ? loss * slope : V{};
+  const I scaled = valid & (spread != 0);
+  const V pull = scaled ? loss * slope : V{};
   const I at[5] = {other, y, top.index[0], top.index[2], top.index[kTargeted ? 3 : 2]};
   const V half = pull * constant<V>(.5);
   const V coefficient[5] = {slope, -slope, -pull, half, half};

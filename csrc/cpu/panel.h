@@ -23,8 +23,8 @@ FASTADV_FN Int<Vector<C>> lane_numbers() {
 
 // Lane i takes lane i ^ distance.
 template <class V, class I>
-FASTADV_FN V exchange(V v, I lanes, int distance) {
-#if defined(__clang__)
+FASTADV_FN V exchange(V v, [[maybe_unused]] I lanes, int distance) {
+#if defined(__clang__)  // it has no shuffle by a vector of lanes, and sees through the loop
   V result;
   for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) result[i] = v[i ^ distance];
   return result;
