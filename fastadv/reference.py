@@ -20,8 +20,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def turn(v: Tensor, by: Tensor) -> Tensor:
-    """v with its sign turned where `by` is negative."""
-    return torch.where(by < 0, -v, v)
+    """v with its sign turned where `by` is negative, -0 included: a radius of 0 has sides too."""
+    return torch.where(torch.signbit(by), -v, v)
 
 
 def next_against(v: Tensor, origin: Tensor) -> Tensor:
@@ -149,8 +149,8 @@ def slide(grad: Tensor, top: float) -> Tensor:
     k = min(max(math.floor(top * size.shape[1] + 0.5), 1), size.shape[1])
     smallest = size.topk(k, dim=1).values[:, -1:]
     moves = (size >= smallest) & (size != 0)
-    share = moves / moves.sum(1, keepdim=True).clamp(min=1)
-    return torch.sign(grad) * share.to(grad.dtype).view_as(grad)
+    share = moves.to(grad.dtype) / moves.sum(1, keepdim=True).clamp(min=1)
+    return torch.sign(grad) * share.view_as(grad)
 
 
 def l1_threshold(magnitude: Tensor, cap: Tensor, radius: Tensor) -> Tensor:
