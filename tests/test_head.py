@@ -6,69 +6,22 @@ import itertools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from head_cases import DTYPES, FORMS, Case, defined, make, one_row
 from torch import Tensor
 
 from fastadv import ops
+from fastadv.reference import compute_dtype
 from fastadv.reference_head import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, DLR, KL, MARGIN
-from fastadv.reference_head import head as reference
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-HEADS = (CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MARGIN, DLR, KL)
-FORMS = [(head, targeted) for head in HEADS for targeted in (False, True)]
 # Around every width of register (4 to 16 lanes), and around 128, where classes become lanes.
 CLASSES = (1, 2, 3, 4, 5, 8, 10, 16, 17, 33, 100, 128, 129, 143, 1000)
 
 native = pytest.mark.skipif(
     not ops.backend().cpu.startswith("native"), reason="the reference serves the ops"
 )
-
-
-@dataclass
-class Case:
-    """One call's arguments."""
-
-    logits: Tensor
-    y: Tensor
-    target: Tensor | None
-    head: int
-    targeted: bool
-
-    def run(self) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.fastadv.head(self.logits, self.y, self.target, self.head, self.targeted)
-
-    def expected(self) -> tuple[Tensor, Tensor, Tensor]:
-        y = self.y.double() if self.y.is_floating_point() else self.y
-        return reference(self.logits.double(), y, self.target, self.head, self.targeted)
-
-
-def defined(head: int, targeted: bool, classes: int) -> bool:
-    return classes >= {MARGIN: 2, DLR: 4 if targeted else 3}.get(head, 1)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def make(
-    head: int, targeted: bool, dtype: torch.dtype, samples: int, classes: int, ties: bool = False
-) -> Case:
-    generator = torch.Generator().manual_seed(1000 * classes + samples)
-    logits = 4 * torch.randn(samples, classes, generator=generator, dtype=torch.float64)
-    y = torch.randint(0, classes, (samples,), generator=generator)
-    target = torch.randint(0, classes, (samples,), generator=generator)
-    if head == BINARY_CROSS_ENTROPY:
-        y = torch.randint(0, 2, (samples, classes), generator=generator).to(compute_dtype(dtype))
-    elif head == KL:
-        y = torch.randn(samples, classes, generator=generator).softmax(1).to(compute_dtype(dtype))
-        y[:, -1] = 0
-    logits = (logits.round() if ties else logits).to(dtype)
-    return Case(logits, y, target if head == DLR and targeted else None, head, targeted)
 
 
 def assert_close(case: Case) -> None:
@@ -179,16 +132,6 @@ def test_nan_logits_reach_the_loss(
     assert torch.equal(prediction, case.expected()[2])  # the first NaN, as in torch.argmax
 
 
-def one_row(head: int, targeted: bool, row: list[float], y: int, dtype: torch.dtype) -> Case:
-    logits = torch.tensor([row], dtype=dtype)
-    label = torch.tensor([y])
-    if head in (BINARY_CROSS_ENTROPY, KL):
-        one_hot = torch.nn.functional.one_hot(label, len(row))
-        label = one_hot.to(compute_dtype(dtype))
-    target = torch.tensor([(y + 1) % len(row)]) if head == DLR and targeted else None
-    return Case(logits, label, target, head, targeted)
-
-
 INF = torch.inf
 EXTREMES = (
     [1e30, -1e30, 1e30, 0.0, 5.0],
@@ -259,67 +202,6 @@ def test_the_op_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.fastadv.head(*args)
-
-
-rows = st.lists(st.floats(-30, 30, width=32), min_size=4, max_size=150)
-law = settings(max_examples=80, deadline=None)
-
-
-def call(head: int, row: Tensor, y: int, targeted: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    return one_row(head, targeted, row.tolist(), y % len(row), row.dtype).run()
-
-
-@law
-@given(rows, st.integers(0, 149), st.floats(-100, 100))
-def test_cross_entropy_ignores_a_shift(row: list[float], y: int, shift: float) -> None:
-    z = torch.tensor(row, dtype=torch.float64)
-    torch.testing.assert_close(
-        call(CROSS_ENTROPY, z + shift, y)[0], call(CROSS_ENTROPY, z, y)[0], rtol=1e-11, atol=1e-11
-    )
-
-
-@law
-@given(rows, st.integers(0, 149), st.sampled_from([CROSS_ENTROPY, MARGIN, DLR, KL]), st.booleans())
-def test_gradients_sum_to_zero(row: list[float], y: int, head: int, targeted: bool) -> None:
-    grad = call(head, torch.tensor(row, dtype=torch.float64), y, targeted)[1]
-    assert abs(grad.sum().item()) <= 1e-13 * (1 + grad.abs().sum().item())
-
-
-@law
-@given(rows, st.integers(0, 149), st.sampled_from([MARGIN, DLR]))
-def test_positive_means_misclassified(row: list[float], y: int, head: int) -> None:
-    z = torch.tensor(row, dtype=torch.float64)
-    loss, _, prediction = call(head, z, y)
-    label = y % len(row)
-    if bool(loss > 0):
-        assert prediction.item() != label
-    elif bool(loss < 0):
-        assert prediction.item() == label
-    else:
-        assert z[prediction] == z[label]
-    assert not loss.isnan()
-
-
-@law
-@given(
-    st.lists(st.integers(-1000, 1000), min_size=4, max_size=150),
-    st.integers(0, 149),
-    st.integers(-50, 50),
-    st.floats(0.01, 100),
-    st.booleans(),
-)
-def test_dlr_ignores_shift_and_scale(
-    row: list[int], y: int, shift: int, scale: float, targeted: bool
-) -> None:
-    z = torch.tensor(row, dtype=torch.float64)
-    loss, grad, _ = call(DLR, z, y, targeted)
-    first, _, third, fourth = z.sort(descending=True).values[:4].tolist()
-    if first == (third + fourth) / 2 if targeted else first == third:
-        assert loss == (z[(y + 1) % len(z)] if targeted else z.max()) - z[y % len(z)] or loss <= 0
-        return
-    moved, moved_grad, _ = call(DLR, scale * (z + shift), y, targeted)
-    torch.testing.assert_close(moved, loss, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(moved_grad * scale, grad, rtol=1e-9, atol=1e-9)
 
 
 @native
