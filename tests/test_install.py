@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import call
 
 from fastadv import _build_info
 
@@ -20,20 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 REASON = {"torch": "must name torch's package folder", "compiler": "there is no C++ compiler"}
 
 Build = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def call(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command without the variables that would choose a compiler, a copy or a policy."""
-    chosen = ("CXX", "CC", "FASTADV_", "PYTHON", "MAKE", "MFLAGS")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(chosen)}
-    folder = more.pop("cwd", None)
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=folder,
-        env=clean | more,
-        capture_output=True,
-        text=True,
-    )
 
 
 def opening() -> str:
@@ -260,54 +247,3 @@ def test_capability_is_the_best_there_is_unless_named() -> None:
 def test_an_unknown_capability_is_an_error() -> None:
     message = "FASTADV_CPU_CAPABILITY must be baseline, avx2 or avx512, got 'sse9'"
     assert message in capability("sse9").stderr
-
-
-def make(tmp_path: Path, *arguments: str, **more: str) -> str:
-    """The messages of a `make` that must fail, in a copy of the Makefile."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "setup.py", "CMakeLists.txt"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "csrc").mkdir()
-    done = call("make", *arguments, cwd=str(tmp_path), **more)
-    assert done.returncode != 0
-    return done.stderr
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def test_make_names_a_missing_python(tmp_path: Path) -> None:
-    assert "there is no 'no-such-python'" in make(tmp_path, "PYTHON=no-such-python")
-
-
-def test_make_names_an_old_python(tmp_path: Path) -> None:
-    old = script(tmp_path / "old", '[ "$1" = --version ] && echo "Python 3.9.1" || exit 1')
-    assert "is Python 3.9.1" in make(tmp_path, f"PYTHON={old}")
-
-
-def test_make_names_a_missing_venv_module(tmp_path: Path) -> None:
-    bare = script(tmp_path / "bare", 'case "$2" in *ensurepip*) exit 1;; esac')
-    assert "python3-venv" in make(tmp_path, f"PYTHON={bare}")
-
-
-def test_make_names_a_missing_compiler(tmp_path: Path) -> None:
-    script(tmp_path / ".venv/.created", "")
-    assert "there is no 'no-such-g++'" in make(tmp_path, CXX="no-such-g++")
-
-
-def test_make_names_a_missing_index(tmp_path: Path) -> None:
-    script(tmp_path / ".venv/.created", "")
-    script(tmp_path / ".venv/bin/python", "echo 'No matching distribution' >&2; exit 1")
-    assert "If it found no package index" in make(tmp_path, CXX="sh")
-
-
-def test_make_installs_the_build_requirements() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    tools = re.search(r"^BUILD_TOOLS := (.*)$", makefile, re.M)
-    requires = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
-    assert tools is not None
-    assert requires is not None
-    assert tools[1].split() == re.findall(r'"([a-z0-9]+)', requires[1])
