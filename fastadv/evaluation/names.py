@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastadv.attack import Attack
 from fastadv.balls import Ball
 from fastadv.objectives import as_objective, cross_entropy
@@ -29,8 +31,9 @@ def label(adversary: Attack | Perturbation) -> str:
 
 
 def readable(ball: Ball) -> str:
-    """The radius, as a multiple of 1/255 where it is one."""
+    """The radius, as a multiple of 1/255 where it is one and that is shorter."""
     parts = ball.radius * 255
-    if 0 < parts <= 255 and round(parts) and abs(parts - round(parts)) < 1e-9:
-        return f"{round(parts)}/255"
-    return f"{ball.radius:.4g}"
+    names = [f"{ball.radius:.4g}"]
+    if math.isfinite(parts) and abs(parts - round(parts)) < 1e-9:
+        names.append(f"{round(parts)}/255")
+    return min(names, key=len)
