@@ -4,9 +4,10 @@ from fastadv._locate import package_path
 
 __path__ = package_path(__path__)  # before any other import: see _locate.py
 
-from fastadv import numpy, ops, training, universal
+from fastadv import evaluation, numpy, ops, training, universal
 from fastadv.attack import Attack, AttackResult
 from fastadv.balls import L1, L2, Ball, Linf
+from fastadv.evaluation import evaluate
 from fastadv.model import normalized
 from fastadv.objectives import (
     Objective,
@@ -45,6 +46,8 @@ __all__ = [
     "binary_cross_entropy",
     "cross_entropy",
     "dlr",
+    "evaluate",
+    "evaluation",
     "fgsm",
     "kl",
     "margin",
