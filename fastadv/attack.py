@@ -225,7 +225,7 @@ def _keep_better(
     index = todo[better]
     best.x_adv[index] = x_adv[better]
     best.success[index] = fooled[better]
-    best.loss[index] = loss[better]
+    best.loss[index] = loss[better].to(best.loss.dtype)
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
