@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastadv import balls
 from fastadv.balls import Ball
-from fastadv.reference import box
+from fastadv.reference import add_towards, box, compute_dtype, place_towards
 
 _FORMAT = "fastadv.perturbation.1"
 _BALLS: dict[str, type[Ball]] = {ball.order: ball for ball in (balls.Linf, balls.L2, balls.L1)}
@@ -29,17 +29,21 @@ class Perturbation:
     ball: Ball
 
     def apply(self, x: Tensor) -> Tensor:  # (N, *shape) -> (N, *shape)
-        """clamp(x + delta) to the ball's bounds."""
+        """clamp(x + delta) to the ball's bounds, every coordinate rounded towards x: what delta
+        keeps of its ball, x_adv keeps exactly. (Where x or delta requires grad, it is the plain,
+        differentiable sum, which may be off by a rounding.)"""
         if x.shape[1:] != self.delta.shape:
             raise ValueError(
                 f"`x` must be (N, {', '.join(map(str, self.delta.shape))}), got {tuple(x.shape)}"
             )
-        x_adv = x + self.delta.to(x.device, x.dtype)
-        bounds = self.ball.bounds_for(x)
-        if bounds is None:
-            return x_adv
-        lower, upper = box(bounds, x)
-        return torch.maximum(torch.minimum(x_adv, _inwards(upper, x, -1)), _inwards(lower, x, 1))
+        delta = self.delta.to(x.device)
+        if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
+            lower, upper = (bound.to(x.dtype) for bound in box(self.ball.bounds_for(x), x))
+            return torch.maximum(torch.minimum(x + delta.to(x.dtype), upper), lower)
+        origin = x.detach().to(compute_dtype(x.dtype))
+        delta = _shorten(delta.detach(), origin.dtype).expand_as(origin)
+        bounds = box(self.ball.bounds_for(x), origin)
+        return place_towards(add_towards(origin, delta), origin, *bounds, x.dtype)
 
     def norm(self) -> float:
         """||delta|| in the ball's norm, in float64."""
@@ -82,10 +86,7 @@ class Perturbation:
         return cls(delta, _BALLS[saved["order"]](saved["radius"], bounds and tuple(bounds)))
 
 
-def _inwards(bound: Tensor, x: Tensor, side: int) -> Tensor:
-    """The bound in the dtype of x, rounded towards `side` (1: up): it is not passed."""
-    nearest = bound.to(x.dtype)
-    beyond = side * (nearest.to(bound.dtype) - bound) < 0
-    return torch.where(
-        beyond, torch.nextafter(nearest, torch.full_like(nearest, side * math.inf)), nearest
-    )
+def _shorten(delta: Tensor, dtype: torch.dtype) -> Tensor:
+    """delta in `dtype`, rounded towards 0."""
+    infinity = delta.new_tensor(math.inf)
+    return place_towards(delta, torch.zeros_like(delta), -infinity, infinity, dtype)

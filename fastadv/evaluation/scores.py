@@ -18,9 +18,6 @@ from fastadv.verify import verify
 
 Adversary = Attack | Perturbation
 
-# Of one perturbation for all inputs, x + delta is rounded once: half a unit in the last place of x.
-_ROUNDING = 1e-5
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -115,13 +112,9 @@ def score(
 ) -> Scores:
     """Re-scores x_adv with `model` (fa.verify): nothing is taken from what the attack reported."""
     ball, kind = adversary.ball, objective_of(adversary)
-    tolerance = _ROUNDING if isinstance(adversary, Perturbation) else 0.0
 
     def fooled(labels: Tensor, goal: Tensor | None = None) -> Scores:
-        verdict = verify(
-            model, x, x_adv, labels, ball,
-            target=goal, objective=kind, tolerance=tolerance,
-        )  # fmt: skip
+        verdict = verify(model, x, x_adv, labels, ball, target=goal, objective=kind)
         counts = (verdict.fooled & verdict.feasible).cpu()
         return Scores(counts, counts, counts, verdict.feasible.cpu(), verdict.distance.cpu())
 
