@@ -155,7 +155,7 @@ def _put(model: nn.Module, state: Mapping[str, Tensor], weights: str, strict: bo
         raise Mistake(
             f"--weights {weights} do not fit the model: {'; '.join(filter(None, faults))}"
         )
-    if not both:
+    if own and not both:
         raise Mistake(f"--weights {weights} must share names with the model, got none of them")
     model.load_state_dict(state, strict=strict)
 

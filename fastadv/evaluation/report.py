@@ -153,14 +153,15 @@ def _table(report: Report) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{report.samples} samples, seed {report.seed}",
-        caption=f"backend {report.environment['backend']}",
+        caption="fooling: predictions that change; mean, max: of ||x_adv - x||\n"
+        f"backend {report.environment['backend']}",
         title_justify="left",
         caption_justify="left",
     )
     labelled = report.clean_accuracy is not None
     targeted = any(row.target_rate is not None for row in report.attacks)
-    columns = ["accuracy"] * labelled + ["fooling"] + ["target hit"] * targeted
-    columns += ["mean dist.", "max dist.", "forwards", "seconds"]
+    columns = ["accuracy"] * labelled + ["fooling"] + ["target"] * targeted
+    columns += ["mean", "max", "forwards", "seconds"]
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
