@@ -244,6 +244,7 @@ def test_demo_is_a_function_of_its_seed(run: Run, monkeypatch: pytest.MonkeyPatc
             one.pop("seconds")
             for row in one["attacks"]:
                 row.pop("seconds")
+                assert row["infeasible"] == 0
         seen.append(numbers)
         for part in ("natural", "robust", "PGD-3", "universal", "noise", "fools", "backend"):
             assert part in table
