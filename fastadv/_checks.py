@@ -73,7 +73,8 @@ def mutable(t: Tensor, name: str) -> None:
             f"`{name}` is updated in place and must not require grad here: use torch.no_grad(), "
             f"or `{name}.detach()`"
         )
-    if any(step == 0 and size > 1 for step, size in zip(t.stride(), t.shape, strict=True)):
+    steps = zip(t.stride(), t.shape, strict=True)
+    if t.numel() and any(step == 0 and size > 1 for step, size in steps):
         raise ValueError(f"`{name}` is updated in place and must not be expanded: call .clone()")
 
 

@@ -40,7 +40,7 @@ def step_(
     _check_like(x, "x", x_adv, "x_adv")
     r = ball.radius if radius is None else radius
     if not ops.backend().is_native:
-        tensors = (torch.from_numpy(a) for a in (x_adv, grad, x))
+        tensors = (_tensor(a) for a in (x_adv, grad, x))
         ops.step_(
             *tensors, ball=ball, step_size=_plain(step_size), radius=_plain(r), steepest=steepest,
             top=top,
@@ -85,9 +85,9 @@ def universal_(
         _check(velocity, "velocity")
         _expect(velocity, "velocity", delta.shape, np.dtype(wide), "delta")
     if not ops.backend().is_native:
-        w, v = (None if a is None else torch.from_numpy(a) for a in (weights, velocity))
+        w, v = (None if a is None else _tensor(a) for a in (weights, velocity))
         ops.universal_(
-            torch.from_numpy(delta), torch.from_numpy(grads), ball=ball, step_size=step_size,
+            _tensor(delta), _tensor(grads), ball=ball, step_size=step_size,
             weights=w, velocity=v, momentum=momentum, signs=signs, steepest=steepest, top=top,
         )  # fmt: skip
         return delta
@@ -162,4 +162,9 @@ def _bounds(ball: Ball, x: Array) -> Array | None:
 
 
 def _plain(value: float | Array) -> float | torch.Tensor:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return _tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _tensor(a: Array) -> torch.Tensor:
+    """A tensor on a's memory; on a copy where that is read only, which torch cannot express."""
+    return torch.from_numpy(a if a.flags.writeable else a.copy())

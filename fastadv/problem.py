@@ -53,7 +53,8 @@ class Problem:
             (grad,) = torch.autograd.grad(logits, leaf, logits_grad, allow_unused=True)
         if grad is None:
             raise ValueError(_NO_GRADIENT)
-        self.tally.seen.append(grad.amax()[None].to(loss.dtype))  # NaN if any is: 6 us
+        if grad.numel():
+            self.tally.seen.append(grad.amax()[None].to(loss.dtype))  # NaN if any is: 6 us
         return loss, grad, fooled
 
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,10 @@ def step_l1_(
     cap = torch.where(u > 0, upper - origin, origin - lower).clamp(min=0)
     target = radius.double() * (1 - 2 * room)
     inside = norm(torch.minimum(u.abs(), cap), 1) <= radius * (1 - room)
-    threshold = torch.where(inside, 0, l1_threshold(u.abs(), cap, target)).to(g.dtype)
+    exact = torch.where(inside, 0, l1_threshold(u.abs(), cap, target))
+    threshold = exact.to(g.dtype)  # rounded up, or more than the radius would be left
+    above = torch.nextafter(threshold, torch.full_like(threshold, math.inf))
+    threshold = torch.where(threshold.double() < exact, above, threshold)
     w = turn(clamp(u.abs() - rows(threshold, x), torch.zeros_like(cap), cap), u)
     moved = add_towards(origin, w)
     moved = torch.where((stride == 0) & rows(inside, x), point, moved)

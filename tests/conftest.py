@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,6 +18,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fastadv")
+
+# The models here are tiny: a second thread would only wait. Tests of threads take their own.
+torch.set_num_threads(1)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """torch on n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import FORMATS, SHAPES
+from conftest import threads
 from tolerance import DTYPES
 
 from fastadv import ops, reference
@@ -57,12 +58,8 @@ def test_digest_tells_points_apart(dtype: torch.dtype) -> None:
 def test_digest_does_not_depend_on_batch_or_threads() -> None:
     x = torch.rand(9, 3, 71, 70, generator=torch.Generator().manual_seed(3))
     whole = ops.digest(x)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(3):
         assert torch.equal(ops.digest(x), whole)
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(torch.cat([ops.digest(x[:2]), ops.digest(x[2:])]), whole)
     strange = torch.stack([x, x], -1)[..., 0]
     assert torch.equal(ops.digest(strange), whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import SHAPES
+from conftest import threads
 from tolerance import DTYPES
 
 from fastadv import ops, reference
@@ -38,12 +39,8 @@ def test_uniform_is_its_reference_to_the_bit(dtype: torch.dtype) -> None:
 def test_uniform_does_not_depend_on_split_threads_or_format() -> None:
     x = torch.empty(8, 3, 40, 41)
     whole = ops.uniform(x, 11, 5)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(3):
         assert torch.equal(ops.uniform(x, 11, 5), whole)
-    finally:
-        torch.set_num_threads(threads)
     parts = [ops.uniform(x[:3], 11, 5), ops.uniform(x[3:], 11, 8)]
     assert torch.equal(torch.cat(parts), whole)
     last = x.contiguous(memory_format=torch.channels_last)

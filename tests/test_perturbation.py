@@ -1,0 +1,100 @@
+"""Perturbation: apply, save, load."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import seeded
+from safetensors.torch import save_file
+from tolerance import DTYPES, assert_in_box
+
+import fastadv as fa
+
+
+def test_apply_is_a_clamped_sum() -> None:
+    x, delta = torch.tensor([[0.1, 0.5, 0.9], [0.0, 1.0, 0.3]]), torch.tensor([-0.2, 0.25, 0.3])
+    got = fa.Perturbation(delta, fa.Linf(0.3)).apply(x)
+    torch.testing.assert_close(got, torch.tensor([[0, 0.75, 1], [0, 1, 0.6]]))
+    free = fa.Perturbation(delta, fa.Linf(0.3, None)).apply(x)
+    torch.testing.assert_close(free, x + delta)
+    each = fa.Perturbation(delta, fa.Linf(0.3, ((0, 0.6, 0), (1, 0.7, 1)))).apply(x)
+    torch.testing.assert_close(each[:, 1], torch.tensor([0.7, 0.7]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_apply_keeps_dtype_and_box(dtype: torch.dtype) -> None:
+    """0.1 rounds up in bfloat16, 0.8 down: neither bound may be passed."""
+    for low, high in ((0.1, 0.8), (-0.8, -0.1), (-2.1179, 2.2489)):
+        delta = 3 * torch.randn(3, 4, 5, generator=seeded(1))
+        ball = fa.Linf(9.0, (low, high))
+        x = torch.zeros(6, 3, 4, 5).uniform_(low, high, generator=seeded(2)).to(dtype)
+        got = fa.Perturbation(delta, ball).apply(x)
+        assert got.dtype == dtype
+        assert_in_box(got, *ball.bounds_for(x))
+        assert float((got - got.clamp(low, high)).abs().max()) < 1e-2
+
+
+def test_apply_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"`x` must be \(N, 3, 4\), got \(5, 3\)"):
+        fa.Perturbation(torch.zeros(3, 4), fa.L2(1.0)).apply(torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="2 channels"):
+        fa.Perturbation(torch.zeros(3), fa.L2(1.0, ((0, 0), (1, 1)))).apply(torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "ball",
+    [
+        fa.Linf(8 / 255), fa.L2(0.5, None), fa.L1(12.0, (-1, 2)),
+        fa.Linf(math.inf, ((0.0, -0.1), (1.0, math.inf))),
+    ],
+)  # fmt: skip
+def test_what_is_saved_is_loaded(ball: fa.Ball, dtype: torch.dtype, tmp_path: Path) -> None:
+    delta = torch.randn(2, 5, generator=seeded(3)).to(dtype).T  # not contiguous
+    saved = fa.Perturbation(delta.requires_grad_(), ball)
+    for path in (tmp_path / "uap.safetensors", str(tmp_path / "other")):
+        saved.save(path)
+        saved.save(path)  # over itself
+        loaded = fa.Perturbation.load(path)
+        assert torch.equal(loaded.delta, delta)
+        assert loaded.delta.dtype == dtype
+        assert loaded.ball == ball
+    assert len(list(tmp_path.iterdir())) == 2  # and no half-written file is left
+
+
+def test_a_save_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "uap"
+    fa.Perturbation(torch.ones(3), fa.L2(1.0)).save(path)
+
+    def full(tensors: object, file: Path, metadata: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fastadv.perturbation.save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        fa.Perturbation(torch.zeros(3), fa.L2(2.0)).save(path)
+    assert fa.Perturbation.load(path).delta.tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_load_refuses_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "uap"
+    path.write_bytes(b"no tensors here")
+    with pytest.raises(ValueError, match="`path` must be a safetensors file"):
+        fa.Perturbation.load(path)
+    save_file({"delta": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="`path` must be a saved Perturbation"):
+        fa.Perturbation.load(path)
+    with pytest.raises(FileNotFoundError):
+        fa.Perturbation.load(tmp_path / "missing")
+
+
+def test_norm_and_repr() -> None:
+    uap = fa.Perturbation(torch.tensor([[3.0, -4.0]]), fa.L2(5.0))
+    assert uap.norm() == 5.0
+    assert repr(uap) == "Perturbation((1, 2), norm=5, ball=L2(radius=5.0, bounds=(0.0, 1.0)))"
