@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import seeded
 from safetensors.torch import save_file
-from tolerance import DTYPES, assert_in_box
+from tolerance import DTYPES, assert_in_ball, assert_in_box
 
 import fastadv as fa
 
@@ -35,6 +35,27 @@ def test_apply_keeps_dtype_and_box(dtype: torch.dtype) -> None:
         assert got.dtype == dtype
         assert_in_box(got, *ball.bounds_for(x))
         assert float((got - got.clamp(low, high)).abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("ball", [fa.Linf, fa.L2, fa.L1])
+def test_what_delta_keeps_of_its_ball_x_adv_keeps_exactly(
+    ball: type[fa.Ball], dtype: torch.dtype
+) -> None:
+    b = ball(8 / 255)
+    zeros = torch.zeros(1, 40, dtype=torch.float32 if dtype != torch.float64 else dtype)
+    delta = ball(8 / 255, None).project(torch.randn(1, 40, generator=seeded(4)).to(zeros), zeros)[0]
+    x = torch.rand(5, 40, generator=seeded(5)).to(dtype)
+    got = fa.Perturbation(delta, b).apply(x)
+    assert_in_ball(got, x, 8 / 255, b.order)
+    assert_in_box(got, 0.0, 1.0)
+    moved = (got.double() - x.double()).abs().amax(1)
+    assert bool((moved > 0.5 * float(delta.abs().max()) - torch.finfo(dtype).eps).all())
+    leaf = x.clone().requires_grad_()  # under autograd: a plain sum, and its gradient
+    summed = fa.Perturbation(delta, b).apply(leaf)
+    summed.sum().backward()
+    assert float((summed.detach() - got).abs().max()) <= 2 * torch.finfo(dtype).eps
+    assert torch.equal(leaf.grad, ((x + delta.to(dtype)) >= 0).to(dtype) * ((x + delta) <= 1))
 
 
 def test_apply_refuses_other_shapes() -> None:
