@@ -1,0 +1,1 @@
+"""Measurements, each behind a correctness gate: see README.md in this folder."""

@@ -1,0 +1,32 @@
+"""The benchmarks: one file each, one line here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench import head, overhead, step, universal
+from bench.store import Row
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """arguments: adds a benchmark's own options. run: gates, then measures; one list a table."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], list[list[Row]]]
+    yardstick: str
+
+
+BENCHMARKS = {
+    "step": Benchmark(step.__doc__ or "", step.arguments, step.run, step.YARDSTICK),
+    "universal": Benchmark(
+        universal.__doc__ or "", universal.arguments, universal.run, universal.YARDSTICK
+    ),
+    "head": Benchmark(head.__doc__ or "", head.arguments, head.run, head.YARDSTICK),
+    "overhead": Benchmark(
+        overhead.__doc__ or "", overhead.arguments, overhead.run, overhead.YARDSTICK
+    ),
+}

@@ -1,0 +1,60 @@
+"""python -m bench.run step --shape 64x3x224x224 --dtype float32: gates, measures, prints, stores.
+
+Exit code 1, and no figure, where the gate finds a wrong result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import fastadv as fa
+from bench import store
+from bench.gate import GateError
+from bench.registry import BENCHMARKS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark that is named, or all with their defaults."""
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    print(f"backend: {fa.backend()}")
+    names = list(BENCHMARKS) if args.benchmark == "all" else [args.benchmark]
+    for name in names:
+        options = args
+        if args.benchmark == "all":
+            own = ["--threads", str(args.threads), "--seconds", str(args.seconds)]
+            options = _parser().parse_args([name, *own, "--out", str(args.out)])
+        try:
+            tables = BENCHMARKS[name].run(options)
+        except GateError as error:
+            print(f"gate red, nothing is measured: {error}", file=sys.stderr)
+            return 1
+        for table in tables:
+            store.show(table, BENCHMARKS[name].yardstick)
+            print(f"stored in {store.append(table, options.out)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
+    common.add_argument("--seconds", type=float, default=5.0, help="a table takes about so long")
+    common.add_argument("--out", type=Path, default=store.RESULTS, help="folder of the CSV files")
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(
+            name, parents=[common], help=benchmark.help.splitlines()[0], description=benchmark.help
+        )
+        benchmark.arguments(command)
+    commands.add_parser("all", parents=[common], help="every benchmark with its defaults")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
