@@ -34,7 +34,7 @@ test: $(VENV)/.built  ## run the tests; pytest's options in ARGS, as in ARGS="-k
 lint: $(VENV)/.built  ## check style and types: ruff, mypy --strict, clang-format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy --strict fastadv
+	$(PY) -m mypy --strict fastadv bench
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(VENV)/.built  ## rewrite the sources in the project's style
