@@ -63,8 +63,10 @@ def place_towards(v: Tensor, x: Tensor, lower: Tensor, upper: Tensor, dtype: tor
     """v, clamped to the box and rounded towards x."""
     v = clamp(v, lower, upper)
     nearest = v.to(dtype)
-    overshot = turn(nearest.to(v.dtype) - v, v - x) > 0
-    return torch.where(overshot, next_against(nearest, v - x), nearest)
+    value = nearest.to(v.dtype)
+    rounding = value - v  # x may lie beyond the box by its own: the box is not left towards it
+    beyond = (turn(rounding, v - x) > 0) | (value > upper) | (value < lower)
+    return torch.where(beyond, next_against(nearest, rounding), nearest)
 
 
 def rows(values: Tensor, like: Tensor) -> Tensor:
@@ -104,7 +106,9 @@ def step_l2_(
     origin, g, point = (t.to(compute_dtype(x.dtype)) for t in (x, grad, x_adv))
     length = norm(g, 2)
     step = torch.where(length > 0, step_size / length, 0) if steepest else step_size + 0 * length
-    stride = rows(step.clamp(max=torch.finfo(g.dtype).max).to(g.dtype), x) * g
+    most = torch.finfo(g.dtype).max  # no stride, and no scale back, leaves the numbers
+    step = torch.where(length > 0, step.minimum(most * 2.0**-40 / length), step).clamp(max=most)
+    stride = rows(step.to(g.dtype), x) * g
     v, room = point - origin + stride, slack(x_adv) if len(x_adv) else 0.0
     outside = norm(v, 2) > radius * (1 - room)
     scale = torch.where(outside, radius * (1 - 2 * room) / norm(v, 2), 1).to(g.dtype)
@@ -124,12 +128,13 @@ def step_l1_(
     u, room = point - origin + stride, slack(x_adv) if len(x_adv) else 0.0
     cap = torch.where(u > 0, upper - origin, origin - lower).clamp(min=0)
     target = radius.double() * (1 - 2 * room)
-    inside = norm(torch.minimum(u.abs(), cap), 1) <= radius * (1 - room)
-    exact = torch.where(inside, 0, l1_threshold(u.abs(), cap, target))
+    magnitude = u.abs().clamp(max=torch.finfo(g.dtype).max)
+    inside = norm(torch.minimum(magnitude, cap), 1) <= radius * (1 - room)
+    exact = torch.where(inside, 0, l1_threshold(magnitude, cap, target))
     threshold = exact.to(g.dtype)  # rounded up, or more than the radius would be left
     above = torch.nextafter(threshold, torch.full_like(threshold, math.inf))
     threshold = torch.where(threshold.double() < exact, above, threshold)
-    w = turn(clamp(u.abs() - rows(threshold, x), torch.zeros_like(cap), cap), u)
+    w = turn(clamp(magnitude - rows(threshold, x), torch.zeros_like(cap), cap), u)
     moved = add_towards(origin, w)
     moved = torch.where((stride == 0) & rows(inside, x), point, moved)
     x_adv.copy_(place_towards(moved, origin, lower, upper, x_adv.dtype))
@@ -159,7 +164,7 @@ def slide(grad: Tensor, top: float) -> Tensor:
 def l1_threshold(magnitude: Tensor, cap: Tensor, radius: Tensor) -> Tensor:
     """t >= 0 with sum(min(max(magnitude - t, 0), cap)) = radius, by bisection, (N,) in float64."""
     m, c = flat(magnitude.double()), flat(cap.double())
-    lower, upper = torch.zeros_like(radius.expand(len(m))), m.amax(1)
+    lower, upper = torch.zeros_like(radius.expand(len(m))), norm(magnitude, math.inf)
     for _ in range(100):
         middle = (lower + upper) / 2
         above = (m - middle[:, None]).clamp(min=0).minimum(c).sum(1) > radius
