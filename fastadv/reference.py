@@ -164,7 +164,7 @@ def slide(grad: Tensor, top: float) -> Tensor:
 def l1_threshold(magnitude: Tensor, cap: Tensor, radius: Tensor) -> Tensor:
     """t >= 0 with sum(min(max(magnitude - t, 0), cap)) = radius, by bisection, (N,) in float64."""
     m, c = flat(magnitude.double()), flat(cap.double())
-    lower, upper = torch.zeros_like(radius.expand(len(m))), norm(magnitude, math.inf)
+    lower, upper = torch.zeros_like(radius.expand(len(m))), m.sum(1)
     for _ in range(100):
         middle = (lower + upper) / 2
         above = (m - middle[:, None]).clamp(min=0).minimum(c).sum(1) > radius
