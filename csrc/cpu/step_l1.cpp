@@ -55,6 +55,12 @@ struct Direction {
 };
 
 template <class V>
+FASTADV_FN V magnitude_of_move(V u) {  // a raw step may be beyond the numbers: NaN alone passes
+  const V most = constant<V>(sizeof(u[0]) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023);
+  const V m = turn(u, u);
+  return m > most ? most : m;
+}
+template <class V>
 FASTADV_FN V cap_of(V u, V origin, V lower, V upper) {
   return clamp(u > 0 ? upper - origin : origin - lower, V{}, constant<V>(__builtin_inf()));
 }
@@ -174,7 +180,7 @@ Packed pack(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, const Direction<C
   V largest = {};
   const auto visit = [&](int64_t k, int64_t i, auto box, auto... n) {
     const Element<V> e = sample.at(k, n...);
-    const V u = e.point - e.origin + direction.of(e.grad), m = turn(u, u);
+    const V u = e.point - e.origin + direction.of(e.grad), m = magnitude_of_move(u);
     const V cap = cap_of(u, e.origin, box.lower(i, n...), box.upper(i, n...));
     const uint32_t bits = bits_of(u != 0) & lanes<C>(n...);
     largest = m > largest ? m : largest;
@@ -238,7 +244,7 @@ void write(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, const Direction<C>
     const Element<V> e = sample.at(k, n...);
     const V lower = box.lower(i, n...), upper = box.upper(i, n...);
     const V stride = direction.of(e.grad), u = e.point - e.origin + stride;
-    const V w = turn(shrink(turn(u, u), t, cap_of(u, e.origin, lower, upper)), u);
+    const V w = turn(shrink(magnitude_of_move(u), t, cap_of(u, e.origin, lower, upper)), u);
     const V moved = add_towards(e.origin, w);
     // Where nothing moves the point stays to the bit: x + (x_adv - x) need not be x_adv.
     const V v = inside ? (stride == 0 ? e.point : moved) : moved;
