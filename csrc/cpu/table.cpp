@@ -29,6 +29,9 @@ const Kernels& table() {
                FASTADV_HEADS(kMargin), FASTADV_HEADS(kDlr), FASTADV_HEADS(kKl)},
       .digest = FASTADV_EACH_DTYPE(digest),
       .uniform = {uniform<float>, uniform<double>},
+      .winograd = winograd,
+      .relu = relu,
+      .fingerprint = fingerprint,
   };
   return kTable;
 }
