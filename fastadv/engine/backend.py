@@ -43,10 +43,12 @@ class Compiler:
             return _Runner(module, sources, self.weights)
 
         def backward(module: fx.GraphModule, args: Any) -> Callable[..., Any]:
+            _donate_nothing()
             return _boxed(module)
 
         compiled = aot_autograd(fw_compiler=forward, bw_compiler=backward, partition_fn=partition)
-        return compiled(graph, inputs)
+        with torch._functorch.config.patch(donated_buffer=False):
+            return compiled(graph, inputs)
 
     def _name(self, placeholder: fx.Node) -> str | None:
         """A weight's name, the same in all graphs; of a part that Dynamo cut off, in this one."""
@@ -86,6 +88,13 @@ def _mark_weights(graph: fx.Graph, sources: list[str | None]) -> None:
     for node, source in zip(primals, sources, strict=True):
         if source is not None:
             node.meta["source"] = source
+
+
+def _donate_nothing() -> None:
+    """No buffer is a backward's to write to: graphs may be kept, and run again."""
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.fw_metadata is not None:
+        context.fw_metadata.bw_donated_idxs = []
 
 
 def _boxed(run: Any) -> Callable[..., Any]:

@@ -42,7 +42,7 @@ sizes = st.tuples(
 
 
 @given(sizes)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_convolution_and_its_gradient_are_float64s(
     size: tuple[int, int, int, int, int, int, bool, bool],
 ) -> None:
