@@ -86,6 +86,23 @@ void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
   fastadv::run_winograd(args, parallel);
 }
 
+void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale, bool gradient) {
+  STD_TORCH_CHECK(weight.dim() == 4, "`weight` must be (K, C, 3, 3)");
+  const int64_t out = weight.size(0), in = weight.size(1);
+  check(weight, "weight", ScalarType::Float, {out, in, 3, 3});
+  check(weights, "weights", ScalarType::Float,
+        {36, panels(gradient ? in : out), gradient ? out : in, fastadv::kPanel});
+  const fastadv::WinogradWeightsArgs args{
+      floats(weight),
+      check_or_null<const float>(scale, "scale", ScalarType::Float, {out}),
+      static_cast<float*>(weights.mutable_data_ptr()),
+      out,
+      in,
+      gradient,
+  };
+  fastadv::run_winograd_weights(args, parallel);
+}
+
 void relu(Tensor y, std::optional<Tensor> signs, Tensor x, std::optional<Tensor> residual,
           std::optional<Tensor> mask) {
   STD_TORCH_CHECK(x.dim() == 4, "`x` must be (N, H, W, C)");
@@ -116,6 +133,7 @@ int64_t fingerprint(Tensor x) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("winograd_", TORCH_BOX(&winograd));
+  m.impl("winograd_weights_", TORCH_BOX(&winograd_weights));
   m.impl("relu_", TORCH_BOX(&relu));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
 }

@@ -20,6 +20,7 @@ template <class C>
 void uniform(const UniformArgs&, int64_t begin, int64_t end);
 
 void winograd(const WinogradArgs&, int64_t begin, int64_t end);
+void winograd_weights(const WinogradWeightsArgs&, int64_t begin, int64_t end);
 void relu(const ReluArgs&, int64_t begin, int64_t end);
 void fingerprint(const FingerprintArgs&, int64_t begin, int64_t end);
 

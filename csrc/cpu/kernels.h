@@ -115,6 +115,15 @@ struct WinogradArgs {
 using WinogradKernel = void (*)(const WinogradArgs&, int64_t begin, int64_t end);  // tasks
 constexpr int64_t kPanel = 16;  // outputs whose weights stand side by side, whatever the ISA
 
+struct WinogradWeightsArgs {
+  const float* weight;  // (out, in, 3, 3)
+  const float* scale;   // (out) or null: what each filter is multiplied by
+  float* weights;       // as WinogradArgs has them
+  int64_t out, in;
+  bool gradient;  // of the convolution's gradient by its input
+};
+using WinogradWeightsKernel = void (*)(const WinogradWeightsArgs&, int64_t begin, int64_t end);
+
 // y = relu(x [+ residual]) with its signs, or y = x where `mask` has a bit; channels last.
 struct ReluArgs {
   const float* x;         // pixels * channels
@@ -143,6 +152,7 @@ struct Kernels {
   DigestKernel digest[kDTypes];
   UniformKernel uniform[2];  // float32, float64
   WinogradKernel winograd;
+  WinogradWeightsKernel winograd_weights;  // rows: a panel's channel
   ReluKernel relu;
   FingerprintKernel fingerprint;
 };

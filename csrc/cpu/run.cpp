@@ -116,6 +116,14 @@ void run_winograd(WinogradArgs args, ParallelFor parallel) {
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel) {
+  const WinogradWeightsKernel kernel = kernels().winograd_weights;
+  const int64_t outputs = args.gradient ? args.in : args.out;
+  const int64_t channels = args.gradient ? args.out : args.in;
+  over((outputs + kPanel - 1) / kPanel * channels, 32, parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
 void run_relu(const ReluArgs& args, ParallelFor parallel) {
   const ReluKernel kernel = kernels().relu;
   over(args.pixels, samples_a_grain(args.channels), parallel,

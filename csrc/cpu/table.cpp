@@ -30,6 +30,7 @@ const Kernels& table() {
       .digest = FASTADV_EACH_DTYPE(digest),
       .uniform = {uniform<float>, uniform<double>},
       .winograd = winograd,
+      .winograd_weights = winograd_weights,
       .relu = relu,
       .fingerprint = fingerprint,
   };

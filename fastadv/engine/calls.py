@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.pool import pool
-from fastadv.engine.reference import sign_bytes
+from fastadv.engine.reference import PANEL, panels, sign_bytes
 
 _ops = torch.ops.fastadv
 
@@ -23,6 +23,14 @@ def _images(y: Tensor) -> Tensor:
 def _signs_like(y: Tensor) -> Tensor:
     n, height, width, channels = y.shape
     return pool.empty((n, height, width, sign_bytes(channels)), torch.uint8)
+
+
+def winograd_weights(weight: Tensor, scale: Tensor | None, gradient: bool) -> Tensor:
+    """reference.winograd_weights, in one pass."""
+    outputs, channels = weight.shape[:2] if not gradient else weight.shape[1::-1]
+    packed = pool.empty((36, panels(outputs), channels, PANEL), torch.float32)
+    _ops.winograd_weights_(packed, weight.detach().contiguous(), scale, gradient)
+    return packed
 
 
 def convolve(

@@ -17,6 +17,12 @@ _define(
     _no_result,
 )
 _define(
+    "winograd_weights_",
+    "(Tensor(a!) weights, Tensor weight, Tensor? scale, bool gradient) -> ()",
+    lambda weights, *given: weights.copy_(reference.winograd_weights(*given)),
+    _no_result,
+)
+_define(
     "relu_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor? residual, Tensor? mask) -> ()",
     reference.relu_,

@@ -29,7 +29,7 @@ def _taps(gradient: bool) -> Tensor:  # (36, 9)
         g = torch.tensor(_G, dtype=torch.float64) / torch.tensor([24, 24, 24]).double()
         g[0] = torch.tensor([0.25, 0, 0])
         taps = torch.einsum("ai,bj->abij", g, g).reshape(36, 9)
-        return (taps.flip(1) if gradient else taps).float().contiguous()
+        return (taps.flip(1) if gradient else taps).contiguous()
 
 
 def panels(outputs: int) -> int:
@@ -57,7 +57,7 @@ def winograd_weights(
     if extra := -len(w) % PANEL:
         w = F.pad(w, (0, 0, 0, 0, 0, extra))
     taps = w.reshape(-1, PANEL, w.shape[1], 9).permute(3, 0, 2, 1).contiguous()
-    return (_taps(gradient) @ taps.view(9, -1)).view(36, *taps.shape[1:])
+    return (_taps(gradient).to(taps.dtype) @ taps.view(9, -1)).view(36, *taps.shape[1:])
 
 
 def unpack_signs(signs: Tensor, channels: int) -> Tensor:

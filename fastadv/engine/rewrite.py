@@ -29,7 +29,7 @@ from fastadv.engine.graph import (
     relax_views,
     value,
 )  # fmt: skip
-from fastadv.engine.reference import sign_bytes, winograd_weights
+from fastadv.engine.reference import PANEL, panels, sign_bytes
 from fastadv.engine.report import Row
 
 WINOGRAD = "winograd F(4x4,3x3)"
@@ -91,6 +91,8 @@ def why_not(conv: fx.Node, native: bool) -> str | None:
     x = value(conv.args[0])
     if not is_channels_last(x) or not is_channels_last(y):
         return "its images are not float32 and channels last"
+    if not backward and x.shape[1] < 8:
+        return f"{x.shape[1]} channels are too few for a transform"
     return _waste(y)
 
 
@@ -106,9 +108,9 @@ def _packed(conv: fx.Node, gradient: bool) -> fx.Node:
     w = value(weight)
     outputs, channels = (w.shape[1], w.shape[0]) if gradient else (w.shape[0], w.shape[1])
     first = next(node for node in conv.graph.nodes if node.op != "placeholder")
-    packed = w.new_empty((36, -(-outputs // 16), channels, 16))
+    packed = w.new_empty((36, panels(outputs), channels, PANEL))
     forward = next((n for n in conv.graph.nodes if n.target is CONVOLUTION), first)
-    place = insert(first, winograd_weights, (weight, scale, gradient), packed, forward)
+    place = insert(first, calls.winograd_weights, (weight, scale, gradient), packed, forward)
     if scale is not None:  # the scale itself stands after `first`
         scale.append(place)
     return place

@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from fastadv.engine.reference import winograd_weights
+from fastadv.engine.calls import winograd_weights
 
 State = tuple[int, int, tuple[int, ...], int]  # data_ptr, _version, shape, fingerprint
 

@@ -91,6 +91,19 @@ def test_the_kernel_is_its_reference(shape: tuple[int, int, int, int, int]) -> N
 
 
 @native
+@pytest.mark.parametrize(("outputs", "channels"), [(1, 1), (16, 3), (33, 20), (64, 48)])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_are_their_reference(
+    outputs: int, channels: int, gradient: bool, scaled: bool
+) -> None:
+    w, scale = kernel(outputs, channels), torch.linspace(0.5, 2, outputs) if scaled else None
+    found = calls.winograd_weights(w, scale, gradient)
+    expected = reference.winograd_weights(w.double(), scale, gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7, check_dtype=False)
+
+
+@native
 def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads() -> None:
     x = images(33, 96, 8, 8)
     packed = reference.winograd_weights(kernel(144, 96), None, False)
