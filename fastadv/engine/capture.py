@@ -51,6 +51,8 @@ class Compiled(nn.Module):
         notes = [f"runs as plain torch: {self._bypass}"] if self._bypass else []
         if not self._graphs and not self._bypass:
             notes.append("nothing is compiled before the first forward")
+        if any(p.device.type != "cpu" for p in self.module.parameters()):
+            notes.append("runs as plain torch: the engine has kernels for the CPU alone")
         if self._static_batch:
             notes.append("the model depends on the batch's size: each size is compiled")
         if size := self._weights.bytes:
@@ -62,7 +64,7 @@ class Compiled(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a torch.Tensor, got {type(x).__name__}")
         with self._lock, detached(self.module):
-            if self._bypass or not len(x):
+            if self._bypass or not len(x) or x.device.type != "cpu":
                 y = self.module(x)
             else:
                 y = _in_format_of(x, self._run(_ChannelsLast.apply(x) if _is_image(x) else x))  # type: ignore[no-untyped-call]
@@ -144,7 +146,8 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
     model: any nn.Module that takes a tensor. Compiled at its first forward, for batches of 1, of 2
     to 15, and of 16 and more, and for each dtype, image size, mode and grad mode. Parameters and
     buffers are read at each forward, whoever wrote them; they get no gradient, and no statistic of
-    a batch norm changes. A batch norm in eval mode is folded into its convolution.
+    a batch norm changes. A batch norm in eval mode is folded into its convolution. What gains
+    nothing, a model without 3x3 convolutions or on another device, runs as plain torch.
     report: print what serves each layer whenever something is compiled.
 
     Raises TypeError for what is no nn.Module, ValueError for another precision than float32.

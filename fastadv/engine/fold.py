@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+import torch
 from torch import fx
 
 from fastadv.engine import weights
@@ -40,6 +41,8 @@ def _why_not(norm: fx.Node) -> str | None:
     conv = norm.args[0]
     if not isinstance(conv, fx.Node) or conv.target is not CONVOLUTION or conv.args[6]:
         return "follows no convolution"
+    if value(conv).dtype not in (torch.float32, torch.float64):
+        return "is in half precision, where a product of weights would be rounded"
     if not all(is_weight(arg) for arg in (*conv.args[1:3], *norm.args[1:5])):
         return "has weights that are computed"
     gradients = _gradients(conv)

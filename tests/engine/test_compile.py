@@ -108,8 +108,10 @@ def test_three_compiles_serve_all_batches() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_run_as_aten_runs_them(dtype: torch.dtype) -> None:
-    model = NETS["mnist"]().to(dtype)
-    x, y = inputs("mnist", 4)
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()]
+    more = [nn.Conv2d(16, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 196, 10)]
+    model = nets.norm_statistics(nn.Sequential(*layers, *more), 3, 32, 32).to(dtype)
+    x, y = inputs("resnet18", 4)
     logits, grad = gradient(fa.compile(model), x.to(dtype), y)
     exact_logits, exact = gradient(model, x.to(dtype), y)
     assert grad.dtype == dtype
