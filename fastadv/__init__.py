@@ -7,6 +7,7 @@ __path__ = package_path(__path__)  # before any other import: see _locate.py
 from fastadv import evaluation, numpy, ops, training, universal
 from fastadv.attack import Attack, AttackResult
 from fastadv.balls import L1, L2, Ball, Linf
+from fastadv.engine import compile
 from fastadv.evaluation import evaluate
 from fastadv.model import normalized
 from fastadv.objectives import (
@@ -44,6 +45,7 @@ __all__ = [
     "backend",
     "bim",
     "binary_cross_entropy",
+    "compile",
     "cross_entropy",
     "dlr",
     "evaluate",

@@ -19,6 +19,11 @@ void digest(const DigestArgs&, int64_t begin, int64_t end);
 template <class C>
 void uniform(const UniformArgs&, int64_t begin, int64_t end);
 
+void winograd(const WinogradArgs&, int64_t begin, int64_t end);
+void winograd_weights(const WinogradWeightsArgs&, int64_t begin, int64_t end);
+void relu(const ReluArgs&, int64_t begin, int64_t end);
+void fingerprint(const FingerprintArgs&, int64_t begin, int64_t end);
+
 // A sample's own step, and a universal perturbation's: no x, the gradient summed in the compute
 // dtype.
 #define FASTADV_INSTANTIATE_STEP(name)                                             \

@@ -97,6 +97,52 @@ struct UniformArgs {
 };
 using UniformKernel = void (*)(const UniformArgs&, int64_t begin, int64_t end);  // samples
 
+// A 3x3 convolution of stride 1 as Winograd's F(4x4,3x3), channels last; its input's gradient is
+// the same convolution of the output's gradient, with the weights turned round.
+struct WinogradArgs {
+  const float* x;         // (samples, height, width, channels)
+  const float* weights;   // (36, panels of the outputs, channels, kPanel): the transformed weights
+  const float* bias;      // (outputs) or null
+  const float* residual;  // like y, added before the ReLU and the mask; or null
+  const uint8_t* mask;    // bits like `signs`: y is zero where they are zero; or null
+  float* y;               // (samples, height + 2 * padding - 2, width + 2 * padding - 2, outputs)
+  uint8_t* signs;  // a bit an output of the ReLU, !(value <= 0), kPanel / 8 bytes a panel; or null
+  int64_t samples, height, width, channels, outputs, padding;
+  bool relu;
+  int64_t tiles;   // of 4x4 outputs, transformed together
+  int64_t panels;  // of outputs, multiplied together
+};
+using WinogradKernel = void (*)(const WinogradArgs&, int64_t begin, int64_t end);  // tasks
+constexpr int64_t kPanel = 16;  // outputs whose weights stand side by side, whatever the ISA
+
+struct WinogradWeightsArgs {
+  const float* weight;  // (out, in, 3, 3)
+  const float* scale;   // (out) or null: what each filter is multiplied by
+  float* weights;       // as WinogradArgs has them
+  int64_t out, in;
+  bool gradient;  // of the convolution's gradient by its input
+};
+using WinogradWeightsKernel = void (*)(const WinogradWeightsArgs&, int64_t begin, int64_t end);
+
+// y = relu(x [+ residual]) with its signs, or y = x where `mask` has a bit; channels last.
+struct ReluArgs {
+  const float* x;         // pixels * channels
+  const float* residual;  // like x, or null
+  const uint8_t* mask;    // given: it is applied, and no ReLU
+  float* y;
+  uint8_t* signs;  // or null
+  int64_t pixels, channels;
+};
+using ReluKernel = void (*)(const ReluArgs&, int64_t begin, int64_t end);  // pixels
+
+struct FingerprintArgs {
+  const void* data;
+  int64_t words;   // of 64 bits
+  uint64_t* sums;  // one a block of kFingerprintWords
+};
+using FingerprintKernel = void (*)(const FingerprintArgs&, int64_t begin, int64_t end);  // blocks
+constexpr int64_t kFingerprintWords = 8192;
+
 struct Kernels {
   const char* isa;
   StepKernel step[kNorms][kDTypes];
@@ -105,6 +151,10 @@ struct Kernels {
   HeadKernel head[kHeads][kDTypes];
   DigestKernel digest[kDTypes];
   UniformKernel uniform[2];  // float32, float64
+  WinogradKernel winograd;
+  WinogradWeightsKernel winograd_weights;  // rows: a panel's channel
+  ReluKernel relu;
+  FingerprintKernel fingerprint;
 };
 
 // The table in use: the best that the processor has, or what FASTADV_CPU_CAPABILITY names

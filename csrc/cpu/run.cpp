@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace fastadv {
@@ -90,6 +91,55 @@ void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor par
   const UniformKernel kernel = kernels().uniform[double_precision];
   over(args.samples, samples_a_grain(8 * args.size), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// A block of tiles is transformed at once: as many as leave its transforms in half of an L2 cache
+// of 1 MiB, and in wide layers, whose weights no cache holds, enough that each weight loaded is
+// used often. Few blocks are cut by outputs too, for the threads. No choice changes a result's
+// bits.
+void run_winograd(WinogradArgs args, ParallelFor parallel) {
+  const int64_t rows = (args.height + 2 * args.padding + 1) / 4;
+  const int64_t columns = (args.width + 2 * args.padding + 1) / 4;
+  const int64_t tiles = args.samples * rows * columns;
+  const int64_t panels = (args.outputs + kPanel - 1) / kPanel;
+  if (tiles <= 0) return;
+  const bool wide = args.channels * args.outputs > 128 * 128;
+  constexpr int64_t kRows = 7, kTransformed = 512 * 1024;
+  const int64_t fitting = kTransformed / (36 * 4 * (args.channels + 64)) / kRows * kRows;
+  const int64_t most = wide ? 112 : std::clamp<int64_t>(fitting, 4 * kRows, 16 * kRows);
+  const int64_t blocks = (tiles + most - 1) / most;
+  args.tiles = (tiles + blocks - 1) / blocks;
+  args.panels = !wide ? 4 : blocks >= 4 ? panels : std::max<int64_t>(4, (panels + 15) / 16 * 4);
+  const int64_t chunks = (panels + args.panels - 1) / args.panels;
+  const WinogradKernel kernel = kernels().winograd;
+  over((tiles + args.tiles - 1) / args.tiles * chunks, 1, parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel) {
+  const WinogradWeightsKernel kernel = kernels().winograd_weights;
+  const int64_t outputs = args.gradient ? args.in : args.out;
+  const int64_t channels = args.gradient ? args.out : args.in;
+  over((outputs + kPanel - 1) / kPanel * channels, 32, parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_relu(const ReluArgs& args, ParallelFor parallel) {
+  const ReluKernel kernel = kernels().relu;
+  over(args.pixels, samples_a_grain(args.channels), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+uint64_t run_fingerprint(const void* data, int64_t bytes, ParallelFor parallel) {
+  const FingerprintKernel kernel = kernels().fingerprint;
+  const int64_t words = bytes / 8, blocks = (words + kFingerprintWords - 1) / kFingerprintWords;
+  std::vector<uint64_t> sums(blocks + 1);
+  std::memcpy(&sums[blocks], static_cast<const char*>(data) + 8 * words, bytes - 8 * words);
+  const FingerprintArgs args{data, words, sums.data()};
+  over(blocks, 4, parallel, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  uint64_t hash = uint64_t(bytes);
+  for (const uint64_t sum : sums) hash = (hash ^ sum) * 0x9E3779B97F4A7C15u ^ hash >> 29;
+  return hash;
 }
 
 }  // namespace fastadv

@@ -30,5 +30,10 @@ void run_universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFo
 void run_head(Head head, DType dtype, const HeadArgs& args, ParallelFor parallel);
 void run_digest(DType dtype, const DigestArgs& args, ParallelFor parallel);
 void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor parallel);
+void run_winograd(WinogradArgs args, ParallelFor parallel);  // chooses args.tiles and args.panels
+void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel);
+void run_relu(const ReluArgs& args, ParallelFor parallel);
+// A hash of the bytes, which neither the threads nor the ISA change.
+uint64_t run_fingerprint(const void* data, int64_t bytes, ParallelFor parallel);
 
 }  // namespace fastadv

@@ -4,6 +4,10 @@
 
 #include "../math.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 FASTADV_NAMESPACE_BEGIN
 
 #if defined(__AVX512F__)
@@ -76,6 +80,42 @@ FASTADV_FN void store(T* to, Int<Vector<T>> bits, int64_t n) {
   T lanes[kLanes<T>];
   store(lanes, bits);
   memcpy(to, lanes, n * sizeof(T));
+}
+
+// One value in every lane. (constant() adds it to zero, which for a value known at run time costs
+// an addition; subtracting zero changes no bit and costs nothing.)
+FASTADV_FN Floats broadcast(float value) { return value - Floats{}; }
+
+// a * b + c, rounded once where the ISA can and twice on baseline: for sums of products, which are
+// compared at a tolerance, never for the formulas of math.h.
+FASTADV_FN Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// A mask (lanes of 0 or -1) as bits, lane 0 lowest, and back.
+FASTADV_FN unsigned bits_of(Ints mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(__m512i(mask));
+#elif defined(__AVX2__)
+  return unsigned(_mm256_movemask_ps(__m256(mask)));
+#elif defined(__SSE2__)
+  return unsigned(_mm_movemask_ps(__m128(mask)));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kRegister / 4; ++i) bits |= unsigned(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+FASTADV_FN Ints mask_of(unsigned bits) {
+  Ints lane;
+  for (int i = 0; i < kRegister / 4; ++i) lane[i] = 1 << i;
+  return ((int32_t(bits) - Ints{}) & lane) != 0;
 }
 
 // Sums in double, whatever the data: no overflow or underflow of squares, and an error that does

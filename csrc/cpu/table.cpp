@@ -29,6 +29,10 @@ const Kernels& table() {
                FASTADV_HEADS(kMargin), FASTADV_HEADS(kDlr), FASTADV_HEADS(kKl)},
       .digest = FASTADV_EACH_DTYPE(digest),
       .uniform = {uniform<float>, uniform<double>},
+      .winograd = winograd,
+      .winograd_weights = winograd_weights,
+      .relu = relu,
+      .fingerprint = fingerprint,
   };
   return kTable;
 }

@@ -1,0 +1,95 @@
+// c (rows, outputs) <- a (rows, depth) times b, whose columns stand in panels of kPanel.
+//
+// A register block of kRows rows and kAtOnce panels keeps its sums in registers for the whole
+// depth: on AVX-512 28 multiply-adds for 4 loads of b and 7 of a. The sum of one output runs over
+// the depth in order, whatever the block: its bits do not depend on what else is computed.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+FASTADV_NAMESPACE_BEGIN
+
+constexpr int kPanelVectors = kPanel / kLanes<float>;
+#if defined(__AVX512F__)
+constexpr int kRows = 7, kAtOnce = 4;  // 28 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kAtOnce = 1;  // 12 of 16
+#else
+constexpr int kRows = 2, kAtOnce = 1;  // 8 of 16
+#endif
+
+// What is multiplied: row r of a at a + r * a_row, panel p of b at b + p * depth * kPanel, and the
+// result, c, with c_row between rows and kPanel between panels.
+struct Product {
+  const float* a;
+  int64_t a_row;
+  const float* b;
+  float* c;
+  int64_t c_row;
+  int64_t depth;
+};
+
+template <int R, int P>
+FASTADV_FN void multiply_block(const Product& p) {
+  constexpr int Q = P * kPanelVectors;
+  Floats sum[R][Q] = {};
+  for (int64_t d = 0; d < p.depth; ++d) {
+    Floats b[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      b[q] = load(p.b + ((q / kPanelVectors) * p.depth + d) * kPanel +
+                  q % kPanelVectors * kLanes<float>);
+    }
+    // The panels after these, which are multiplied next: no processor looks as far ahead.
+#pragma GCC unroll 4
+    for (int q = 0; q < P; ++q) __builtin_prefetch(p.b + ((P + q) * p.depth + d) * kPanel, 0, 2);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Floats a = broadcast(p.a[r * p.a_row + d]);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) sum[r][q] = multiply_add(a, b[q], sum[r][q]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      store(p.c + r * p.c_row + q * kLanes<float>, bit_cast<Ints>(sum[r][q]));
+    }
+  }
+}
+
+template <int R, int P>
+void multiply_rows(const Product& p, int64_t rows) {
+  if constexpr (R > 0) {
+    if (rows < R) return multiply_rows<R - 1, P>(p, rows);
+    multiply_block<R, P>(p);
+  }
+}
+
+// The rows in groups as equal as can be: 32 rows are 7 + 7 + 6 + 6 + 6, not 4 times 7 and 4.
+template <int P>
+void multiply_panels(Product p, int64_t rows) {
+  for (int64_t groups = (rows + kRows - 1) / kRows; groups > 0; --groups) {
+    const int64_t n = (rows + groups - 1) / groups;
+    multiply_rows<kRows, P>(p, n);
+    p.a += n * p.a_row;
+    p.c += n * p.c_row;
+    rows -= n;
+  }
+}
+
+template <int P = kAtOnce>
+void multiply(Product p, int64_t rows, int64_t panels) {
+  if constexpr (P > 0) {
+    for (; panels >= P; panels -= P) {
+      multiply_panels<P>(p, rows);
+      p.b += P * p.depth * kPanel;
+      p.c += P * kPanel;
+    }
+    multiply<P - 1>(p, rows, panels);
+  }
+}
+
+FASTADV_NAMESPACE_END

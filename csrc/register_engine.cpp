@@ -1,0 +1,139 @@
+// The engine's ops on the CPU: which function serves which, and the checks that keep a kernel
+// inside its memory. Their schemas and what defines them stand in fastadv/engine/ops.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+
+#include "cpu/run.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void parallel(int64_t begin, int64_t end, int64_t grain, fastadv::Body body, void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+}
+
+std::string shape(std::initializer_list<int64_t> sizes) {
+  std::string text = "(";
+  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + ")";
+}
+
+// Raises unless t is on the CPU, of these sizes, its memory contiguous in their order.
+void check(const Tensor& t, const char* name, ScalarType dtype,
+           std::initializer_list<int64_t> sizes) {
+  bool same = t.is_cpu() && t.scalar_type() == dtype && t.dim() == int64_t(sizes.size()) &&
+              t.is_contiguous();
+  int64_t i = 0;
+  for (const int64_t size : sizes) same = same && t.size(i++) == size;
+  STD_TORCH_CHECK(same, "`", name, "` must be contiguous on the CPU, of shape ", shape(sizes),
+                  dtype == ScalarType::Byte ? " and uint8" : " and float32");
+}
+template <class T>
+T* check_or_null(const std::optional<Tensor>& t, const char* name, ScalarType dtype,
+                 std::initializer_list<int64_t> sizes) {
+  if (!t) return nullptr;
+  check(*t, name, dtype, sizes);
+  if constexpr (std::is_const_v<T>) {
+    return static_cast<T*>(t->const_data_ptr());
+  } else {
+    return static_cast<T*>(t->mutable_data_ptr());
+  }
+}
+int64_t panels(int64_t channels) { return (channels + fastadv::kPanel - 1) / fastadv::kPanel; }
+int64_t sign_bytes(int64_t channels) { return panels(channels) * fastadv::kPanel / 8; }
+const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
+              std::optional<Tensor> bias, std::optional<Tensor> residual,
+              std::optional<Tensor> mask, int64_t padding, bool relu) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "`padding` must be 0, 1 or 2, got ", padding);
+  const int64_t n = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
+  const int64_t rows = height + 2 * padding - 2, columns = width + 2 * padding - 2;
+  const int64_t outputs = y.size(3), bytes = sign_bytes(outputs);
+  STD_TORCH_CHECK(rows > 0 && columns > 0 && channels > 0 && outputs > 0,
+                  "`x` must have channels, and pixels for a 3x3 convolution");
+  check(x, "x", ScalarType::Float, {n, height, width, channels});
+  check(y, "y", ScalarType::Float, {n, rows, columns, outputs});
+  check(weights, "weights", ScalarType::Float, {36, panels(outputs), channels, fastadv::kPanel});
+  const fastadv::WinogradArgs args{
+      floats(x),
+      floats(weights),
+      check_or_null<const float>(bias, "bias", ScalarType::Float, {outputs}),
+      check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                 {n, rows, columns, outputs}),
+      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, rows, columns, bytes}),
+      static_cast<float*>(y.mutable_data_ptr()),
+      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, rows, columns, bytes}),
+      n,
+      height,
+      width,
+      channels,
+      outputs,
+      padding,
+      relu,
+      0,
+      0,
+  };
+  fastadv::run_winograd(args, parallel);
+}
+
+void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale, bool gradient) {
+  STD_TORCH_CHECK(weight.dim() == 4, "`weight` must be (K, C, 3, 3)");
+  const int64_t out = weight.size(0), in = weight.size(1);
+  check(weight, "weight", ScalarType::Float, {out, in, 3, 3});
+  check(weights, "weights", ScalarType::Float,
+        {36, panels(gradient ? in : out), gradient ? out : in, fastadv::kPanel});
+  const fastadv::WinogradWeightsArgs args{
+      floats(weight),
+      check_or_null<const float>(scale, "scale", ScalarType::Float, {out}),
+      static_cast<float*>(weights.mutable_data_ptr()),
+      out,
+      in,
+      gradient,
+  };
+  fastadv::run_winograd_weights(args, parallel);
+}
+
+void relu(Tensor y, std::optional<Tensor> signs, Tensor x, std::optional<Tensor> residual,
+          std::optional<Tensor> mask) {
+  STD_TORCH_CHECK(x.dim() == 4, "`x` must be (N, H, W, C)");
+  const int64_t n = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
+  const int64_t bytes = sign_bytes(channels);
+  check(x, "x", ScalarType::Float, {n, height, width, channels});
+  check(y, "y", ScalarType::Float, {n, height, width, channels});
+  const fastadv::ReluArgs args{
+      floats(x),
+      check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                 {n, height, width, channels}),
+      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, height, width, bytes}),
+      static_cast<float*>(y.mutable_data_ptr()),
+      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, height, width, bytes}),
+      n * height * width,
+      channels,
+  };
+  fastadv::run_relu(args, parallel);
+}
+
+int64_t fingerprint(Tensor x) {
+  STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous(), "`x` must be contiguous, on the CPU");
+  const int64_t bytes = x.numel() * x.element_size();
+  return int64_t(fastadv::run_fingerprint(x.const_data_ptr(), bytes, parallel));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
+  m.impl("winograd_", TORCH_BOX(&winograd));
+  m.impl("winograd_weights_", TORCH_BOX(&winograd_weights));
+  m.impl("relu_", TORCH_BOX(&relu));
+  m.impl("fingerprint", TORCH_BOX(&fingerprint));
+}

@@ -1,0 +1,105 @@
+"""What the rewritten graphs call. Images are (N, C, H, W) as torch has them, channels last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastadv.engine.pool import pool
+from fastadv.engine.reference import PANEL, panels, sign_bytes
+
+_ops = torch.ops.fastadv
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H, W, C), contiguous; a copy if the memory is in another order."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _images(y: Tensor) -> Tensor:
+    return y.permute(0, 3, 1, 2)
+
+
+def _signs_like(y: Tensor) -> Tensor:
+    n, height, width, channels = y.shape
+    return pool.empty((n, height, width, sign_bytes(channels)), torch.uint8)
+
+
+def winograd_weights(weight: Tensor, scale: Tensor | None, gradient: bool) -> Tensor:
+    """reference.winograd_weights, in one pass."""
+    outputs, channels = weight.shape[:2] if not gradient else weight.shape[1::-1]
+    packed = pool.empty((36, panels(outputs), channels, PANEL), torch.float32)
+    _ops.winograd_weights_(packed, weight.detach().contiguous(), scale, gradient)
+    return packed
+
+
+def convolve(
+    x: Tensor,  # (N, C, H, W)
+    weights: Tensor,  # as reference.winograd_weights gives them
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    outputs: int,
+    padding: int,
+) -> Tensor:
+    """conv3x3(x) + bias + residual, and zero where the mask has no bit."""
+    rows = _rows(x)
+    n, height, width, _ = rows.shape
+    shape = (n, height + 2 * padding - 2, width + 2 * padding - 2, outputs)
+    y = pool.empty(shape, torch.float32)
+    added = None if residual is None else _rows(residual)
+    if n:
+        _ops.winograd_(y, None, rows, weights, bias, added, mask, padding, False)
+    return _images(y)
+
+
+def convolve_relu(
+    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
+    padding: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(relu(conv3x3(x) + bias + residual), its signs)."""
+    rows = _rows(x)
+    n, height, width, _ = rows.shape
+    shape = (n, height + 2 * padding - 2, width + 2 * padding - 2, outputs)
+    y = pool.empty(shape, torch.float32)
+    signs = _signs_like(y)
+    added = None if residual is None else _rows(residual)
+    if n:
+        _ops.winograd_(y, signs, rows, weights, bias, added, None, padding, True)
+    return _images(y), signs
+
+
+def rectify(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(relu(x + residual), its signs)."""
+    rows = _rows(x)
+    y = pool.empty(tuple(rows.shape), torch.float32)
+    signs = _signs_like(y)
+    _ops.relu_(y, signs, rows, None if residual is None else _rows(residual), None)
+    return _images(y), signs
+
+
+def masked(grad: Tensor, residual: Tensor | None, mask: Tensor) -> Tensor:
+    """grad + residual, and zero where the mask has no bit: a ReLU's gradient."""
+    rows = _rows(grad)
+    y = pool.empty(tuple(rows.shape), torch.float32)
+    _ops.relu_(y, None, rows, None if residual is None else _rows(residual), mask)
+    return _images(y)
+
+
+def input_gradient(
+    grad: Tensor, weight: Tensor, shape: tuple[int, ...], stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """The gradient of a convolution by its input (N, *shape), as ATen computes it.
+
+    ATen reads nothing of the input but its shape and its memory format, which the gradient then
+    has: no activation is kept for it.
+    """
+    stub = grad.new_empty((grad.shape[0], *shape))
+    if len(shape) == 3 and grad.is_contiguous(memory_format=torch.channels_last):
+        stub = _images(pool.empty((grad.shape[0], shape[1], shape[2], shape[0]), grad.dtype))
+    result: Tensor = torch.ops.aten.convolution_backward(
+        grad, stub, weight, None, stride, padding, dilation, transposed, output_padding, groups,
+        [True, False, False],
+    )[0]  # fmt: skip
+    return result

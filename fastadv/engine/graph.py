@@ -1,0 +1,84 @@
+"""Small tools on the joint graph, forward and backward, that AOTAutograd traces."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+CONVOLUTION = aten.convolution.default
+CONVOLUTION_BACKWARD = aten.convolution_backward.default
+NORM = (aten._native_batch_norm_legit_no_training.default,)
+NORM_BACKWARD = aten.native_batch_norm_backward.default
+RELU = aten.relu.default
+RELU_BACKWARD = aten.threshold_backward.default
+ADD = aten.add.Tensor
+
+
+def value(node: object) -> Any:
+    """The fake tensor that a node was traced with, or None."""
+    return node.meta.get("val") if isinstance(node, fx.Node) else None
+
+
+def is_weight(node: object) -> bool:
+    """A parameter or buffer of the model, or None: what a model may leave out."""
+    return node is None or (isinstance(node, fx.Node) and "source" in node.meta)
+
+
+def is_channels_last(t: object) -> bool:
+    """A float32 image batch on the CPU, channels last, of known size but for the batch."""
+    return (
+        isinstance(t, Tensor)
+        and t.dim() == 4
+        and t.dtype == torch.float32
+        and t.device.type == "cpu"
+        and all(isinstance(size, int) for size in t.shape[1:])
+        and t.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def insert(
+    before: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], val: object, like: fx.Node
+) -> fx.Node:
+    """A call of `target` placed before a node; `like` lends its place in the model."""
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(target, args)
+    kept = ("nn_module_stack", "stack_trace", "partitioner_tag", "seq_nr")
+    node.meta = {k: v for k, v in like.meta.items() if k in kept}
+    node.meta["val"] = val
+    return node
+
+
+def item(node: fx.Node, index: int) -> fx.Node:
+    """node[index] of a node with several results."""
+    for user in node.users:
+        if user.target is operator.getitem and user.args[1] == index:
+            return user
+    following = node.next
+    return insert(following, operator.getitem, (node, index), value(node)[index], node)
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].args.count(node) == 1 else None
+
+
+def drop_detaches(graph: fx.Graph) -> None:
+    """Autograd's detach() is nothing in a graph that is run without autograd."""
+    for node in graph.nodes:
+        if node.target is aten.detach.default and isinstance(node.args[0], fx.Node):
+            node.replace_all_uses_with(
+                node.args[0], delete_user_cb=lambda user: user.op != "output"
+            )
+
+
+def relax_views(graph: fx.Graph) -> None:
+    """A view of a tensor whose layout a rewrite changed becomes a copy where it must."""
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default

@@ -1,0 +1,217 @@
+"""The rewrites: which convolutions and ReLUs of a graph get kernels of our own, and what is fused.
+
+A convolution takes what follows it, bias, residual and ReLU, into its own pass; a ReLU leaves one
+bit a number for its gradient; a convolution's gradient takes the residual sum and that mask. What
+no kernel serves stays as ATen runs it, but for the gradients of weights, which nobody asks for.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import fx
+
+from fastadv.engine import calls
+from fastadv.engine.fold import fold_norms
+from fastadv.engine.graph import (
+    ADD,
+    CONVOLUTION,
+    CONVOLUTION_BACKWARD,
+    RELU,
+    RELU_BACKWARD,
+    drop_detaches,
+    insert,
+    is_channels_last,
+    is_weight,
+    item,
+    only_user,
+    relax_views,
+    value,
+)  # fmt: skip
+from fastadv.engine.reference import PANEL, panels, sign_bytes
+from fastadv.engine.report import Row
+
+WINOGRAD = "winograd F(4x4,3x3)"
+
+
+def rewrite(graph: fx.Graph, native: bool) -> list[Row]:
+    """Rewrites a graph in place, and says what serves its layers."""
+    relax_views(graph)
+    drop_detaches(graph)
+    left = fold_norms(graph)
+    convolutions = [node for node in graph.nodes if node.target is CONVOLUTION]
+    rows = []
+    for conv in convolutions:
+        why = why_not(conv, native)
+        name, shape = layer_of(conv.args[1] if "norm" not in conv.meta else conv.meta["norm"][0])
+        folded = ", norm folded" if "norm" in conv.meta else ""
+        fused = _serve(conv) if why is None else ""
+        served = WINOGRAD if why is None else "ATen"
+        rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why or "fewest products"))
+    for node, reason in left.items():
+        name, _ = layer_of(node.args[1] or node.args[3])
+        rows.append(Row(name, "batch norm", "ATen", reason))
+    if native:
+        for node in [node for node in graph.nodes if node.target is RELU]:
+            _rectify(node)
+    for node in [node for node in graph.nodes if node.target is CONVOLUTION_BACKWARD]:
+        rows.append(_gradient(node, native))
+    if native:
+        _add_into_masks(graph)
+    graph.eliminate_dead_code()
+    return rows
+
+
+def layer_of(weight: object) -> tuple[str, str]:
+    """The dotted name of the layer that a weight belongs to, and the weight's shape."""
+    source = weight.meta.get("source", "") if isinstance(weight, fx.Node) else ""
+    shape = "x".join(str(size) for size in getattr(value(weight), "shape", ()))
+    return ".".join(re.findall(r"_modules\['([^']+)'\]", source)) or "(unnamed)", shape
+
+
+def why_not(conv: fx.Node, native: bool) -> str | None:
+    """Why the Winograd kernel does not serve a convolution, or its gradient; None where it does."""
+    backward = conv.target is CONVOLUTION_BACKWARD
+    weight = conv.meta["norm"][0] if "norm" in conv.meta else conv.args[2 if backward else 1]
+    stride, padding, dilation, transposed, _, groups = conv.args[4 if backward else 3 :][:6]
+    if not native:
+        return "no compiled kernels"
+    if value(weight) is None or value(weight).dim() != 4 or list(value(weight).shape[2:]) != [3, 3]:
+        return "is not 3x3"
+    if transposed or groups != 1:
+        return "is transposed" if transposed else f"has {groups} groups"
+    if list(stride) != [1, 1] or list(dilation) != [1, 1]:  # type: ignore[arg-type]
+        return f"stride {stride}, dilation {dilation}"
+    if list(padding) not in ([0, 0], [1, 1], [2, 2]):  # type: ignore[arg-type]
+        return f"padding {padding}"
+    if not is_weight(weight) or not (backward or "norm" in conv.meta or is_weight(conv.args[2])):
+        return "its weights are computed"
+    y = value(conv)[0] if backward else value(conv)
+    x = value(conv.args[0])
+    if not is_channels_last(x) or not is_channels_last(y):
+        return "its images are not float32 and channels last"
+    if not backward and x.shape[1] < 8:
+        return f"{x.shape[1]} channels are too few for a transform"
+    return _waste(y)
+
+
+def _waste(y: object) -> str | None:
+    """Tiles of 4x4 on few pixels multiply zeros: 36 products a tile against 9 a pixel."""
+    rows, columns = y.shape[2:]  # type: ignore[attr-defined]
+    tiles = -(-rows // 4) * -(-columns // 4)
+    return f"{rows}x{columns} pixels leave tiles empty" if rows * columns < 6 * tiles else None
+
+
+def _packed(conv: fx.Node, gradient: bool) -> fx.Node:
+    weight, scale = conv.meta.get("norm", (conv.args[2 if gradient else 1], None))
+    w = value(weight)
+    outputs, channels = (w.shape[1], w.shape[0]) if gradient else (w.shape[0], w.shape[1])
+    first = next(node for node in conv.graph.nodes if node.op != "placeholder")
+    packed = w.new_empty((36, panels(outputs), channels, PANEL))
+    forward = next((n for n in conv.graph.nodes if n.target is CONVOLUTION), first)
+    place = insert(first, calls.winograd_weights, (weight, scale, gradient), packed, forward)
+    if scale is not None:  # the scale itself stands after `first`
+        scale.append(place)
+    return place
+
+
+def _residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(the sum, the other term) if all that reads a node is the sum with a tensor of its shape."""
+    user = only_user(node)
+    if user is None or user.target is not ADD or user.kwargs or len(user.args) != 2:
+        return None
+    other = user.args[1] if user.args[0] is node else user.args[0]
+    like, term = value(user), value(other)
+    if not isinstance(other, fx.Node) or not is_channels_last(term):
+        return None
+    return (user, other) if term.shape == like.shape else None
+
+
+def _signs(y: object) -> object:
+    n, channels, height, width = y.shape  # type: ignore[attr-defined]
+    return y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)  # type: ignore[attr-defined]
+
+
+def _serve(conv: fx.Node) -> str:
+    """Puts the kernel in the place of a convolution and what it fuses; says what that was."""
+    x, _, bias, _, padding = conv.args[:5]
+    y, last, residual, fused = value(conv), conv, None, ""
+    found = _residual_after(conv)
+    if found:
+        last, residual = found
+        fused += " + residual"
+    user = only_user(last)
+    packed = _packed(conv, False)
+    outputs, pad = y.shape[1], padding[0]  # type: ignore[index]
+    if user is not None and user.target is RELU:
+        args = (x, packed, bias, residual, outputs, pad)
+        both = insert(user, calls.convolve_relu, args, (y, _signs(y)), conv)
+        _replace_relu(user, both)
+        return fused + " + relu"
+    args7 = (x, packed, bias, residual, None, outputs, pad)
+    last.replace_all_uses_with(insert(last, calls.convolve, args7, y, conv))
+    return fused
+
+
+def _replace_relu(relu: fx.Node, both: fx.Node) -> None:
+    """Puts (y, signs) in the place of a ReLU and of its gradients."""
+    y, signs = item(both, 0), item(both, 1)
+    for user in list(relu.users):
+        if user.target is RELU_BACKWARD and user.args[1] is relu and user.args[2] == 0:
+            args = (user.args[0], None, signs)
+            user.replace_all_uses_with(insert(user, calls.masked, args, value(user), user))
+            user.graph.erase_node(user)
+    relu.replace_all_uses_with(y)
+
+
+def _rectify(relu: fx.Node) -> None:
+    """A ReLU that no convolution took: one pass, and a bit a number in place of the output."""
+    if not is_channels_last(value(relu)) or not is_channels_last(value(relu.args[0])):
+        return
+    if not any(user.target is RELU_BACKWARD for user in relu.users):
+        return
+    y = value(relu)
+    _replace_relu(relu, insert(relu, calls.rectify, (relu.args[0], None), (y, _signs(y)), relu))
+
+
+def _gradient(node: fx.Node, native: bool) -> Row:
+    """A convolution's gradient by its input alone, with the residual sum and the mask after it."""
+    grad, x, weight = node.args[:3]
+    source = node.meta["norm"][0] if "norm" in node.meta else weight
+    name, shape = layer_of(source)
+    if list(node.args[10]) != [True, False, False]:  # type: ignore[arg-type]
+        return Row(name, f"gradient {shape}", "ATen", "its weights ask for a gradient")
+    result, like = item(node, 0), value(x)
+    why = why_not(node, native)
+    if why is not None:
+        args = (grad, weight, tuple(like.shape[1:]), *node.args[4:10])
+        y = value(result)
+        result.replace_all_uses_with(insert(result, calls.input_gradient, args, y, node))
+        return Row(name, f"gradient {shape}", "ATen", why)
+    packed = _packed(node, True)
+    residual, mask, last, fused = None, None, result, ""
+    found = _residual_after(last)
+    if found:
+        last, residual = found
+        fused += " + residual"
+    user = only_user(last)
+    if user is not None and user.target is calls.masked and user.args[0] is last:
+        last, mask = user, user.args[2]
+        fused += " + mask"
+    padding = 2 - node.args[5][0]  # type: ignore[index,operator]
+    call = (grad, packed, None, residual, mask, like.shape[1], padding)
+    last.replace_all_uses_with(insert(last, calls.convolve, call, value(result), node))
+    return Row(name, f"gradient {shape}{fused}", WINOGRAD, "fewest products")
+
+
+def _add_into_masks(graph: fx.Graph) -> None:
+    """masked(a + b) reads both itself."""
+    for node in [node for node in graph.nodes if node.target is calls.masked]:
+        total = node.args[0]
+        if not isinstance(total, fx.Node) or total.target is not ADD or total.kwargs:
+            continue
+        terms = [value(term) for term in total.args]
+        same = all(is_channels_last(t) and t.shape == terms[0].shape for t in terms)
+        if same and len(total.users) == 1:
+            node.args = (*total.args, node.args[2])
