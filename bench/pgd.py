@@ -133,7 +133,7 @@ def _trained(steps: int, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
         index = torch.randint(len(data.x), (32,))
         loss = functional.cross_entropy(model(_images(data.x[index])), data.y[index])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     index = torch.arange(batch) % len(data.x_test)
     return model.eval(), _images(data.x_test[index]), data.y_test[index]

@@ -75,7 +75,7 @@ def show(measured: Sequence[Row], yardstick: str) -> None:
     first = measured[0]
     title = f"{first.benchmark} {first.norm} {first.shape} {first.dtype}, {first.threads} thread(s)"
     table = Table(title=f"{title}, working set in {first.working_set}", box=box.SIMPLE_HEAD)
-    for column in ("case", "p20 us", "p50 us", "p80 us", "GB/s", f"of {yardstick}", "slower by"):
+    for column in ("case", "p20 us", "p50 us", "p80 us", "GB/s", f"of {yardstick}", "time / ours"):
         table.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)
     for row in measured:
         table.add_row(

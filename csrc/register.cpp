@@ -112,6 +112,7 @@ void step_any(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Te
               double top) {
   const DType dtype = dtype_of(x_adv, "x_adv");
   const Layout layout = layout_of(x_adv, "x_adv");
+  STD_TORCH_CHECK(norm != fastadv::kL1 || (top > 0 && top <= 1), "`top` must be in (0, 1]");
   check_like(grad, "grad", x_adv, "x_adv");
   check_like(x, "x", x_adv, "x_adv");
   const fastadv::StepArgs args{
@@ -144,6 +145,7 @@ void universal_any(const Tensor& delta, const std::optional<Tensor>& velocity, c
                    const Tensor& radius, double momentum, bool signs, bool steepest, double top) {
   const DType dtype = dtype_of(grads, "grads");
   const Layout layout = layout_of(grads, "grads");
+  STD_TORCH_CHECK(norm != fastadv::kL1 || (top > 0 && top <= 1), "`top` must be in (0, 1]");
   STD_TORCH_CHECK(grads.is_contiguous(), "`grads` must be contiguous");
   STD_TORCH_CHECK(delta.is_contiguous() && delta.numel() == layout.size && delta.is_cpu() &&
                       delta.scalar_type() == grads.scalar_type(),

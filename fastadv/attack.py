@@ -112,7 +112,8 @@ class Attack:
         """argmax over x_adv in the ball around x of objective(model(x_adv), y).
 
         y=None takes the model's predictions on x. With a target the attack seeks it, by the
-        objective's own targeted form. `radius` replaces the ball's, one for all or one a sample.
+        objective's own targeted form. `radius` replaces the ball's, one for all or one a sample;
+        the rule's step sizes stay as they are.
         A random start draws one seed from `generator` (None: torch's default one), and is a
         function of that seed, the restart and `offset` + the sample's index: give each batch its
         offset, and the split does not matter.
@@ -180,6 +181,12 @@ class Attack:
         if self.stop == "fooled":
             return _ascend_until_fooled(problem, x_adv, self.rule, self.steps)
         return _ascend(problem, x_adv, self.rule, self.steps)
+
+
+def require_attack(attack: object) -> None:
+    """Raises TypeError unless `attack` is an Attack."""
+    if not isinstance(attack, Attack):
+        raise TypeError(f"`attack` must be an Attack, as fa.pgd(ball) gives, got {attack!r}")
 
 
 def _ascend(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:

@@ -142,6 +142,13 @@ class L1(Ball):
         return magnitude * sign * rows((1 / total).to(magnitude.dtype), x)
 
 
+def require_ball(ball: object) -> Ball:
+    """`ball` itself. Raises TypeError unless it is a Ball."""
+    if not isinstance(ball, Ball):
+        raise TypeError(f"`ball` must be a ball, as in fa.Linf(8 / 255), got {ball!r}")
+    return ball
+
+
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")

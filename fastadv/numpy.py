@@ -1,7 +1,7 @@
 """The updates on NumPy arrays, in place and without a copy: for libraries that hold arrays.
 
-The same kernels as fastadv.ops, on the same threads, at under a microsecond of overhead. Arrays are
-C-contiguous float32, float64 or float16. Without compiled kernels the reference serves, through
+The same kernels as fastadv.ops, on the same threads. Arrays are C-contiguous float32, float64 or
+float16. Without compiled kernels the reference serves, through
 torch tensors that share the arrays' memory.
 """
 

@@ -145,6 +145,15 @@ def _rounded(value: Tensor, dtype: torch.dtype, device: torch.device, round_down
     return torch.where(rounded.double() > value.to(device), below, rounded)
 
 
+def _rule(ball: Ball, steepest: bool, top: float) -> tuple[bool | float, ...]:
+    """The ops' last arguments."""
+    if not hasattr(ball, "order"):
+        raise TypeError(f"`ball` must be a ball, as in fa.Linf(8 / 255), got {ball!r}")
+    if not 0 < top <= 1:
+        raise ValueError(f"`top` must be in (0, 1], got {top}")
+    return (steepest, top) if ball.order == "l1" else (steepest,)
+
+
 def _is_dense(x: Tensor) -> bool:
     return (
         x.is_contiguous()
@@ -175,18 +184,22 @@ def step_(
     ball of `radius` around x and the box `ball.bounds`; both hold exactly for the stored numbers.
     Where the gradient is zero nothing moves. Memory formats that differ from x_adv's cost a copy.
 
-    Returns x_adv. Raises ValueError or TypeError, with x_adv unchanged, on any mismatch.
+    Returns x_adv. Raises ValueError or TypeError, with x_adv unchanged, on any mismatch. What only
+    the values tell is not checked, since that would wait for the device: x must lie in the box,
+    sizes given as tensors must be numbers, and x_adv must share no memory with x or grad.
     """
     _checks.data(x_adv, "x_adv")
     _checks.mutable(x_adv, "x_adv")
     _checks.like(grad, "grad", x_adv, "x_adv")
     _checks.like(x, "x", x_adv, "x_adv")
+    if x_adv is x or x_adv is grad:
+        raise ValueError("`x_adv` is updated in place and must not be `x` or `grad`: call .clone()")
+    rule = _rule(ball, steepest, top)
     bounds = ball.bounds_for(x_adv)
     step = per_sample(step_size, x_adv, "step_size")
     r = per_sample(ball.radius if radius is None else radius, x_adv, "radius", round_down=True)
     if x_adv.numel() == 0:
         return x_adv
-    rule = (steepest, top) if ball.order == "l1" else (steepest,)
     op = getattr(torch.ops.fastadv, f"step_{ball.order}_")
     point = x_adv if _is_dense(x_adv) else x_adv.contiguous()
     op(point, _in_format_of(point, grad), _in_format_of(point, x), step, r, bounds, *rule)
@@ -225,6 +238,9 @@ def universal_(
     """
     _checks.data(grads, "grads")
     _checks.mutable(delta, "delta")
+    if delta is velocity:
+        raise ValueError("`delta` and `velocity` are updated in place and must not be one tensor")
+    rule = _rule(ball, steepest, top)
     _checks.like(delta, "delta", grads.new_empty(grads.shape[1:]), "grads[0]")
     dtype = reference.compute_dtype(grads.dtype)
     if weights is not None:
@@ -237,7 +253,6 @@ def universal_(
     radius = per_sample(ball.radius, grads[:1], "radius", round_down=True)
     if delta.numel() == 0 or len(grads) == 0:
         return delta
-    rule = (steepest, top) if ball.order == "l1" else (steepest,)
     op = getattr(torch.ops.fastadv, f"universal_{ball.order}_")
     point = delta.contiguous()
     weights = None if weights is None else weights.contiguous()

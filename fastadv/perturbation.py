@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastadv import balls
+from fastadv import _checks, balls
 from fastadv.balls import Ball
 from fastadv.reference import add_towards, box, compute_dtype, place_towards
 
@@ -32,10 +32,13 @@ class Perturbation:
         """clamp(x + delta) to the ball's bounds, every coordinate rounded towards x: what delta
         keeps of its ball, x_adv keeps exactly. (Where x or delta requires grad, it is the plain,
         differentiable sum, which may be off by a rounding.)"""
+        _checks.data(x, "x")
         if x.shape[1:] != self.delta.shape:
             raise ValueError(
                 f"`x` must be (N, {', '.join(map(str, self.delta.shape))}), got {tuple(x.shape)}"
             )
+        radius = torch.zeros((), device=x.device)  # delta's own ball was settled when it was made
+        _checks.inputs(x.detach(), radius, self.ball.bounds_for(x))
         delta = self.delta.to(x.device)
         if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
             lower, upper = (bound.to(x.dtype) for bound in box(self.ball.bounds_for(x), x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastadv.attack import Attack
-from fastadv.balls import Ball
+from fastadv.balls import Ball, require_ball
 from fastadv.rules import Auto, Momentum, Steepest, StepSize
 
 # Every recipe takes Attack's own keywords too: objective, start, restarts, stop, mode.
@@ -13,7 +13,7 @@ from fastadv.rules import Auto, Momentum, Steepest, StepSize
 
 def fgsm(ball: Ball, **options: Any) -> Attack:
     """One steepest step of the radius from x (Goodfellow et al. 1412.6572; in l2 its analogue)."""
-    return pgd(ball, ball.radius, 1, **{"start": "zero"} | options)
+    return pgd(ball, require_ball(ball).radius, 1, **{"start": "zero"} | options)
 
 
 def bim(ball: Ball, step_size: StepSize | None = None, steps: int = 10, **options: Any) -> Attack:
@@ -26,7 +26,7 @@ def pgd(ball: Ball, step_size: StepSize | None = None, steps: int = 10, **option
 
     step_size: None is 2.5 * radius / steps, which can reach any point of the ball from any other.
     """
-    size = 2.5 * ball.radius / max(steps, 1) if step_size is None else step_size
+    size = 2.5 * require_ball(ball).radius / max(steps, 1) if step_size is None else step_size
     return Attack(ball, Steepest(size), steps, **options)
 
 
@@ -41,7 +41,7 @@ def mi_fgsm(
 
     step_size: None is radius / steps.
     """
-    size = ball.radius / max(steps, 1) if step_size is None else step_size
+    size = require_ball(ball).radius / max(steps, 1) if step_size is None else step_size
     return Attack(ball, Momentum(size, decay), steps, **{"start": "zero"} | options)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv import _checks, ops
-from fastadv.balls import Ball
+from fastadv.balls import Ball, require_ball
 from fastadv.model import Model, crafting
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem
@@ -48,6 +48,7 @@ def verify(
     libraries' examples exceed their radius by roundings: give them 1e-5.
     Raises where shapes do not match or the model gives NaN.
     """
+    require_ball(ball)
     _checks.data(x, "x")
     _checks.like(x_adv, "x_adv", x, "x")
     wide = compute_dtype(x.dtype)

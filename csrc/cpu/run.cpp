@@ -60,6 +60,7 @@ void universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor pa
 }  // namespace
 
 void run_step(Norm norm, DType dtype, const StepArgs& args, ParallelFor parallel) {
+  if (args.size == 0) return;
   const StepKernel kernel = kernels().step[norm][dtype];
   const bool by_element = norm == kLinf;
   over(by_element ? args.samples * args.size : args.samples,
@@ -68,6 +69,7 @@ void run_step(Norm norm, DType dtype, const StepArgs& args, ParallelFor parallel
 }
 
 void run_universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor parallel) {
+  if (args.size == 0) return;
   if (dtype == kFloat64) {
     universal<double>(norm, dtype, args, parallel);
   } else {

@@ -14,11 +14,6 @@ constexpr int64_t kBlock = 2048;
 struct Moments {
   DoubleSum dd, dg, gg;
 };
-struct Move {
-  double step;   // v = d + step * grad
-  double scale;  // moved to x + scale * v
-};
-
 // Relative room below the radius. Rounding in float32 or float64 (first term; the elements of v
 // carry up to 7 roundings while the point was within the ball) and in the sums (second) stay under
 // it, so that what was scaled to radius * (1 - 2 slack) is found inside, and left alone, the next
@@ -30,15 +25,23 @@ double slack(int64_t size) {
 }
 
 template <class T>
-Move plan(const Moments& moments, double step_size, double radius, bool steepest, int64_t size) {
-  const double dd = moments.dd.total(), dg = moments.dg.total(), gg = moments.gg.total();
+double step_of(double gg, double step_size, bool steepest) {
   const double largest = sizeof(Compute<T>) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308;
-  double step = steepest ? (gg > 0 ? step_size / __builtin_sqrt(gg) : 0.) : step_size;
-  step = step > largest ? largest : step;  // grad itself subnormal: a shorter step, not inf * 0
-  const double vv = dd + 2 * step * dg + step * step * gg;
+  const double step = steepest ? (gg > 0 ? step_size / __builtin_sqrt(gg) : 0.) : step_size;
+  // A grad that is itself subnormal takes a shorter step, not inf * 0; and as the elements take it.
+  return double(Compute<T>(step > largest ? largest : step));
+}
+
+// The scale, as the elements take it, that leaves ||v||^2 = vv in the ball.
+template <class T>
+double scale_of(double vv, double radius, int64_t size) {
+  using C = Compute<T>;
   const double norm = vv > 0 ? __builtin_sqrt(vv) : vv;  // NaN passes
   const double room = slack<T>(size);
-  return {step, norm > radius * (1 - room) ? radius * (1 - 2 * room) / norm : 1.};
+  if (!(norm > radius * (1 - room))) return norm == norm ? 1. : norm;
+  const double scale = radius * (1 - 2 * room) / norm;
+  const C nearest = C(scale);
+  return double(nearest) > scale ? double(bit_cast<C>(bit_cast<Int<C>>(nearest) - 1)) : nearest;
 }
 
 template <class T, class G, bool kHasX>
@@ -60,11 +63,25 @@ void step_l2(const StepArgs& args, int64_t begin, int64_t end) {
       add_product(moments.dg, d, g);
       add_product(moments.gg, g, g);
     });
-    const Move move = plan<T>(moments, value_of<Compute<T>>(args.step_size, sample),
-                              value_of<Compute<T>>(args.radius, sample), args.steepest, args.size);
-
-    const V step = constant<V>(move.step), scale = constant<V>(move.scale);
-    const bool inside = move.scale == 1;
+    const double dd = moments.dd.total(), dg = moments.dg.total(), gg = moments.gg.total();
+    const double step_by =
+        step_of<T>(gg, value_of<Compute<T>>(args.step_size, sample), args.steepest);
+    const V step = constant<V>(step_by);
+    double vv = dd + 2 * step_by * dg + step_by * step_by * gg;
+    // The sums cannot tell a v that d and the step nearly cancel to (no attack's own step does that
+    // from within the ball), nor one of overflown products: it is measured, in a third pass.
+    if (!(vv > 1e-3 * (dd + step_by * step_by * gg)) && dd > 0) {
+      DoubleSum measured;
+      each_register<T>(args.size, [&](int64_t i, auto... n) {
+        const V origin = kHasX ? load(x + (kHasX ? i : 0), n...) : V{};
+        const V v = load(x_adv + i, n...) - origin + step * load(grad + i, n...);
+        add_product(measured, v, v);
+      });
+      vv = measured.total();
+    }
+    const double scale_by = scale_of<T>(vv, value_of<Compute<T>>(args.radius, sample), args.size);
+    const V scale = constant<V>(scale_by);
+    const bool inside = scale_by == 1;
     sweep.template runs<true>(0, args.size, kBlock, [&](int64_t first, int64_t count, auto box) {
       each_register<T>(count, [&](int64_t i, auto... n) {
         const int64_t k = first + i;

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastadv.attack import Attack
+from fastadv.attack import Attack, require_attack
 from fastadv.model import Model
 from fastadv.objectives import (
     Objective,
@@ -21,8 +21,8 @@ def training_loss(attack: Attack, loss: ObjectiveLike | None) -> Objective:
     """`loss`, or where it is None the cross-entropy that goes with the attack's labels."""
     if loss is not None:
         return as_objective(loss)
-    binary = attack.objective == binary_cross_entropy
-    return binary_cross_entropy if binary else cross_entropy
+    own = as_objective(attack.objective)
+    return own if own in (binary_cross_entropy, kl) else cross_entropy
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Madry:
 
     attack: the inner maximisation, crafted in its own mode (default eval; Rice et al. 2002.11569
     craft in train mode). loss: the outer loss; None is cross_entropy, or binary_cross_entropy where
-    the attack's objective is that.
+    the attack's objective is that, or kl.
     """
 
     attack: Attack
     loss: ObjectiveLike | None = None
+
+    def __post_init__(self) -> None:
+        require_attack(self.attack)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of `model`, in the mode that it is in, on x_adv: call .backward() on it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastadv.attack import Attack
+from fastadv import _checks, ops
+from fastadv.attack import Attack, require_attack
 from fastadv.model import Model
 from fastadv.objectives import ObjectiveLike
 from fastadv.perturbation import Perturbation
+from fastadv.problem import output
 from fastadv.rules import Momentum, Steepest
 from fastadv.training.madry import training_loss
 from fastadv.universal.ascent import Ascent
@@ -22,7 +24,8 @@ class Universal:
 
     attack: the ball, the rule (Steepest or Momentum: the step must not depend on how the loss is
     scaled) and the start of delta. loss_cap: beta; a sample whose loss exceeds it gives delta no
-    gradient, while theta still learns from it. loss: as in Madry.
+    gradient, while theta still learns from it. loss: as in Madry. Every backward to x_adv is a
+    step: a second one (retain_graph) steps again, autograd.grad by the parameters alone does not.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Universal:
         init: Perturbation | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        require_attack(attack)
         if not isinstance(attack.rule, (Steepest, Momentum)):
             raise ValueError(
                 f"`attack` must have the rule Steepest or Momentum, got {attack.rule}: other steps "
@@ -49,10 +53,20 @@ class Universal:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of `model`, in the mode that it is in, on clamp(x + delta)."""
+        _checks.data(x, "x")
+        radius = ops.per_sample(self.attack.ball.radius, x, "radius", round_down=True)
+        _checks.inputs(x.detach(), radius, self.attack.ball.bounds_for(x))
         x_adv = self._ascent.apply(x.detach()).requires_grad_()
-        losses = self.loss(model(x_adv), y)
+        logits = output(model, x_adv)
+        self.loss.check(logits, y)
+        losses = self.loss(logits, y)
         counts = None if self.loss_cap is None else losses.detach() <= self.loss_cap
         x_adv.register_hook(  # type: ignore[no-untyped-call]
-            lambda grads: self._ascent.step(grads, counts)
+            lambda grads: self._step(grads, counts)
         )
         return losses.mean()
+
+    def _step(self, grads: Tensor, counts: Tensor | None) -> None:
+        # Where a scaled loss overflows, GradScaler skips theta's step, and so does delta here.
+        if bool(torch.isfinite(grads.sum(dtype=torch.float64))):
+            self._ascent.step(grads, counts)

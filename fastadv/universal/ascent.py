@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastadv import _checks, ops
-from fastadv.attack import Attack, draw_seed
+from fastadv.attack import Attack, draw_seed, require_attack
 from fastadv.perturbation import Perturbation
 from fastadv.reference import compute_dtype
 from fastadv.rules import Adam, Auto, Gradient, Momentum, State, Steepest
@@ -28,6 +28,7 @@ class Ascent:
         signs: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
+        require_attack(attack)
         if isinstance(attack.rule, Auto):
             raise ValueError("`attack` must have a rule with a step size, got Auto (apgd)")
         self.rule = attack.rule
