@@ -55,12 +55,12 @@ class Problem:
             raise ValueError(_NO_GRADIENT)
         if grad.numel():
             least, most = grad.aminmax()  # NaN where any is; inf - inf is NaN too
-        self.tally.seen.append(((least - least) + (most - most))[None].to(loss.dtype))
+            self.tally.seen.append(((least - least) + (most - most))[None].to(loss.dtype))
         return loss, grad, fooled
 
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """(loss (N,), fooled (N,)) at x_adv: one forward."""
-        loss, _, fooled = self._head(output(self.model, x_adv))
+        loss, _, fooled = self._head(output(self.model, x_adv.clone()))  # it may write on that too
         return loss, fooled
 
     def take(self, index: Tensor) -> Problem:

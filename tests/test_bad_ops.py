@@ -43,6 +43,7 @@ OPS: dict[str, tuple[tuple[Tensor, Make], type[Exception], str]] = {
     "x_adv expanded": (
         step(x_adv=X[:1].expand(5, 6)), ValueError, "`x_adv` .* must not be expanded",
     ),
+    "x_adv is x": (step(x_adv=X), ValueError, "`x_adv` .* must not be `x` or `grad`"),
     "x_adv of integers": (step(x_adv=X.long()), TypeError, "`x_adv` must be float32"),
     "step_size": (step(step_size=torch.ones(4)), ValueError, r"`step_size` must be .*\(5,\)"),
     "step_size NaN": (step(step_size=NAN), ValueError, "`step_size` must be finite, got nan"),

@@ -20,8 +20,10 @@ def test_apply_is_a_clamped_sum() -> None:
     torch.testing.assert_close(got, torch.tensor([[0, 0.75, 1], [0, 1, 0.6]]))
     free = fa.Perturbation(delta, fa.Linf(0.3, None)).apply(x)
     torch.testing.assert_close(free, x + delta)
-    each = fa.Perturbation(delta, fa.Linf(0.3, ((0, 0.6, 0), (1, 0.7, 1)))).apply(x)
-    torch.testing.assert_close(each[:, 1], torch.tensor([0.7, 0.7]))
+    each = fa.Perturbation(delta, fa.Linf(0.3, ((0, 0.4, 0), (1, 1.1, 1)))).apply(x)
+    torch.testing.assert_close(each[:, 1], torch.tensor([0.75, 1.1]))
+    with pytest.raises(ValueError, match="`x` must lie within the ball's bounds"):
+        fa.Perturbation(delta, fa.Linf(0.3)).apply(x + 0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -186,17 +186,6 @@ def test_any_memory_format_gives_the_same_numbers(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_one_tensor_in_two_places(order: str) -> None:
-    case = make((3, 50), torch.float32, "one")
-    settings = {"ball": BALLS[order](0.5), "step_size": 0.2}
-    own_x, own_grad = case.x.clone(), case.x.clone()
-    ops.step_(own_x, case.grad, own_x, **settings)
-    assert torch.equal(own_x, ops.step_(case.x.clone(), case.grad, case.x, **settings))
-    ops.step_(own_grad, own_grad, case.x, **settings)
-    assert torch.equal(own_grad, ops.step_(case.x.clone(), case.x, case.x, **settings))
-
-
-@pytest.mark.parametrize("order", ORDERS)
 def test_empty_batches(order: str) -> None:
     for shape in ((0, 3, 4, 4), (2, 3, 0), (0,)):
         x = torch.empty(shape)

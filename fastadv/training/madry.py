@@ -14,6 +14,7 @@ from fastadv.objectives import (
     as_objective,
     binary_cross_entropy,
     cross_entropy,
+    kl,
 )
 
 
