@@ -213,8 +213,11 @@ FASTADV_FN Int<C> place_towards(C v, C x, C lower, C upper) {
   if constexpr (sizeof(T) >= 4) {
     return nearest;
   } else {
-    const C value = decode<T, C>(nearest), moved = v - x;
-    return turn(value - v, moved) > 0 ? next_against(nearest, value, moved) : nearest;
+    const C value = decode<T, C>(nearest), rounding = value - v;
+    const C one = constant<C>(1);
+    const C beyond_box = value > upper ? one : (value < lower ? one : constant<C>(0));
+    const C beyond = turn(rounding, v - x) > 0 ? one : beyond_box;  // (x may lie beyond the box)
+    return beyond > 0 ? next_against(nearest, value, rounding) : nearest;
   }
 }
 

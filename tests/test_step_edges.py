@@ -12,11 +12,9 @@ from tolerance import assert_in_ball, assert_in_box
 import fastadv as fa
 from fastadv import ops
 
-native = pytest.mark.xfail(ops.backend().is_native, reason="kernels to follow", strict=False)
 BALLS = {"linf": fa.Linf, "l2": fa.L2, "l1": fa.L1}
 
 
-@native
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("order", BALLS)
 def test_half_precision_x_beyond_the_box_by_its_own_rounding(
@@ -32,7 +30,6 @@ def test_half_precision_x_beyond_the_box_by_its_own_rounding(
         assert_in_ball(got, x, 0.5, order)
 
 
-@native
 @pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
 @pytest.mark.parametrize("order", BALLS)
 def test_raw_steps_beyond_the_numbers(order: str, bounds: tuple[float, float] | None) -> None:
@@ -63,7 +60,6 @@ def test_a_point_far_outside_comes_back(order: str) -> None:
                     assert float(BALLS[order](radius).norm(got.double() - x).min()) > 0.9 * radius
 
 
-@native
 @pytest.mark.parametrize("order", BALLS)
 def test_samples_without_elements_do_not_crash_the_ops(order: str) -> None:
     """In a process of its own: a division by zero elements a channel would end it."""

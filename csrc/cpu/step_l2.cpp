@@ -27,7 +27,11 @@ double slack(int64_t size) {
 template <class T>
 double step_of(double gg, double step_size, bool steepest) {
   const double largest = sizeof(Compute<T>) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308;
-  const double step = steepest ? (gg > 0 ? step_size / __builtin_sqrt(gg) : 0.) : step_size;
+  const double length = __builtin_sqrt(gg);
+  double step = steepest ? (gg > 0 ? step_size / length : 0.) : step_size;
+  // A step beyond all numbers ends where the gradient points, as a shorter one does.
+  const double longest = sizeof(Compute<T>) == 4 ? 1e30 : 1e150;
+  if (step * length > longest) step = longest / length;
   // A grad that is itself subnormal takes a shorter step, not inf * 0; and as the elements take it.
   return double(Compute<T>(step > largest ? largest : step));
 }
