@@ -6,30 +6,26 @@
 #include "simd.h"
 #include "sweep.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 FASTADV_NAMESPACE_BEGIN
 
-// Bit i is set where a comparison holds in lane i: what the vector extensions cannot say.
+// As simd.h's, of a comparison of either width.
 template <class I>
 FASTADV_FN uint32_t bits_of(I mask) {
-  [[maybe_unused]] constexpr bool kWide = sizeof(mask[0]) == 8;
-#if defined(__AVX512F__)
-  if constexpr (kWide) return _mm512_movepi64_mask(__m512i(mask));
-  return _mm512_movepi32_mask(__m512i(mask));
+  if constexpr (sizeof(mask[0]) == 4) {
+    return bits_of(Ints(mask));
+  } else {
+#if defined(__AVX512DQ__)
+    return _mm512_movepi64_mask(__m512i(mask));
 #elif defined(__AVX2__)
-  if constexpr (kWide) return uint32_t(_mm256_movemask_pd(__m256d(mask)));
-  return uint32_t(_mm256_movemask_ps(__m256(mask)));
+    return uint32_t(_mm256_movemask_pd(__m256d(mask)));
 #elif defined(__SSE2__)
-  if constexpr (kWide) return uint32_t(_mm_movemask_pd(__m128d(mask)));
-  return uint32_t(_mm_movemask_ps(__m128(mask)));
+    return uint32_t(_mm_movemask_pd(__m128d(mask)));
 #else
-  uint32_t bits = 0;
-  for (unsigned i = 0; i < sizeof(mask) / sizeof(mask[0]); ++i) bits |= uint32_t(mask[i] & 1) << i;
-  return bits;
+    uint32_t bits = 0;
+    for (int i = 0; i < kRegister / 8; ++i) bits |= uint32_t(mask[i] & 1) << i;
+    return bits;
 #endif
+  }
 }
 
 // The bits of every lane, or of the first n.
