@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -87,3 +88,11 @@ def vectors() -> tuple[Tensor, Tensor]:
 def _seed() -> None:
     """Random starts without a generator draw from torch's: the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_trace() -> None:
+    """torch's trace of a compile goes to pytest's log unless stopped, and takes longer than it."""
+    trace = logging.getLogger("torch.__trace")
+    trace.propagate = False
+    trace.handlers.clear()
