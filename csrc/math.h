@@ -175,9 +175,30 @@ FASTADV_FN C add_towards(C a, C b) {
   return bit_cast<C>(turn(error, b) < 0 ? next_against(bits, sum, b) : bits);
 }
 
+// a + b rounded down and a - b rounded up, for b >= 0: the same with fewer operations, since the
+// side is known. simd.h gives them in one instruction where the processor has one.
+//
+// The sum s overshot exactly if fl(s - a) > b or fl(s - b) > a: rounding is monotonic, so a sum
+// that did not overshoot passes neither test, and the difference to the larger of a and b is exact.
+template <class C>
+FASTADV_FN C add_down(C a, C b) {
+  const C sum = a + b;
+  const Int<C> overshot = (sum - a > b) | (sum - b > a);
+  return bit_cast<C>(overshot ? next_against(bit_cast<Int<C>>(sum), sum, b)
+                              : bit_cast<Int<C>>(sum));
+}
+template <class C>
+FASTADV_FN C subtract_up(C a, C b) {
+  const C difference = a - b;
+  const Int<C> overshot = (a - difference > b) | (difference + b < a);
+  return bit_cast<C>(overshot ? next_against(bit_cast<Int<C>>(difference), difference, -b)
+                              : bit_cast<Int<C>>(difference));
+}
+
+// 1, -1, or 0 for zero and NaN.
 template <class C>
 FASTADV_FN C sign(C v) {
-  return v > 0 ? constant<C>(1) : (v < 0 ? constant<C>(-1) : constant<C>(0));
+  return turn(v, v) > 0 ? turn(constant<C>(1), v) : constant<C>(0);
 }
 // NaN passes, as in torch.clamp.
 template <class C>
@@ -186,23 +207,25 @@ FASTADV_FN C clamp(C v, C lower, C upper) {
   return v > upper ? upper : v;
 }
 
-// linf: the point of T nearest to v in {|x_adv - x| <= radius} and the box, as bits.
+// v rounded to T, or its neighbour where the rounding left [lower, upper], as bits.
 template <class T, class C>
-FASTADV_FN Int<C> project_linf(C v, C x, C radius, C lower, C upper) {
-  const C outwards = turn(radius, v - x);  // only the ball's end on v's side can bind
-  const C end = add_towards(x, outwards);
-  v = clamp(turn(v - end, outwards) > 0 ? end : v, lower, upper);
+FASTADV_FN Int<C> encode_within(C v, C lower, C upper) {
   const Int<C> nearest = encode<T>(v);
   if constexpr (sizeof(T) >= 4) {
     return nearest;
   } else {
     const C value = decode<T, C>(nearest), rounding = value - v;
-    const C zero = constant<C>(0), one = constant<C>(1);
-    const C beyond_box = value > upper ? one : (value < lower ? one : zero);
-    const C beyond_ball = turn(rounding, outwards) > 0 ? turn(value - end, outwards) : zero;
-    const C beyond = beyond_ball > 0 ? one : beyond_box;
-    return beyond > 0 ? next_against(nearest, value, rounding) : nearest;
+    const Int<C> beyond = (value > upper) | (value < lower);
+    return beyond ? next_against(nearest, value, rounding) : nearest;
   }
+}
+
+// linf: the point of T nearest to v in {|x_adv - x| <= radius} and the box, as bits.
+template <class T, class C>
+FASTADV_FN Int<C> project_linf(C v, C x, C radius, C lower, C upper) {
+  const C low = subtract_up(x, radius), high = add_down(x, radius);
+  return encode_within<T>(clamp(clamp(v, low, high), lower, upper), clamp(low, lower, upper),
+                          clamp(high, lower, upper));
 }
 
 // l2 and l1: v, clamped to the box and rounded towards x, as bits.
@@ -214,10 +237,9 @@ FASTADV_FN Int<C> place_towards(C v, C x, C lower, C upper) {
     return nearest;
   } else {
     const C value = decode<T, C>(nearest), rounding = value - v;
-    const C one = constant<C>(1);
-    const C beyond_box = value > upper ? one : (value < lower ? one : constant<C>(0));
-    const C beyond = turn(rounding, v - x) > 0 ? one : beyond_box;  // (x may lie beyond the box)
-    return beyond > 0 ? next_against(nearest, value, rounding) : nearest;
+    const Int<C> beyond =  // (x may lie beyond the box)
+        (turn(rounding, v - x) > 0) | (value > upper) | (value < lower);
+    return beyond ? next_against(nearest, value, rounding) : nearest;
   }
 }
 

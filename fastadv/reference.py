@@ -48,15 +48,12 @@ def project_linf(
     v: Tensor, x: Tensor, radius: Tensor, lower: Tensor, upper: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """The point of `dtype` nearest to v in {|. - x| <= radius} and the box."""
-    outwards = turn(radius.expand_as(x), v - x)
-    end = add_towards(x, outwards)
-    v = clamp(torch.where(turn(v - end, outwards) > 0, end, v), lower, upper)
+    low, high = add_towards(x, -radius.expand_as(x)), add_towards(x, radius.expand_as(x))
+    v = clamp(clamp(v, low, high), lower, upper)
     nearest = v.to(dtype)
     value = nearest.to(v.dtype)
-    rounding = value - v
-    beyond_ball = (turn(rounding, outwards) > 0) & (turn(value - end, outwards) > 0)
-    beyond = beyond_ball | (value > upper) | (value < lower)
-    return torch.where(beyond, next_against(nearest, rounding), nearest)
+    beyond = (value > clamp(high, lower, upper)) | (value < clamp(low, lower, upper))
+    return torch.where(beyond, next_against(nearest, value - v), nearest)
 
 
 def place_towards(v: Tensor, x: Tensor, lower: Tensor, upper: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,8 +20,8 @@ void step_linf(const StepArgs& args, int64_t begin, int64_t end) {
     const G* const grad = static_cast<const G*>(args.grad) + start;
     const T* const x = static_cast<const T*>(args.x) + (kHasX ? start : 0);
     settle(args.steepest, [&](auto steepest) {
-      sweep.runs(at - start, stop - start, args.size, [&](int64_t first, int64_t count, auto box) {
-        each_register<T>(count, [&](int64_t i, auto... n) {
+      sweep.runs(at - start, stop - start, args.size, [=](int64_t first, int64_t count, auto box) {
+        each_register<T>(count, [=](int64_t i, auto... n) {
           const int64_t k = first + i;
           const V g = load(grad + k, n...);
           const V direction = steepest.value ? sign(g) : g;
