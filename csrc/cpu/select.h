@@ -122,12 +122,13 @@ C kth_largest(C* values, int64_t count, int64_t k) {
     for (int64_t i = 0; i < count; ++i) ++histogram[digit_of(values[i])];
     Bits digit = (Bits(1) << (shift - low)) - 1;
     while (histogram[digit] < k) k -= histogram[digit--];
-    int64_t kept = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const C value = values[i];
-      values[kept] = value;
-      kept += digit_of(value) == digit;
-    }
+    int64_t kept = 0;  // never ahead of what has been read, so in place
+    const Bits mask = (Bits(1) << (shift - low)) - 1;
+    each_register<C>(count, [&](int64_t i, auto... n) {
+      const Vector<C> v = load(values + i, n...);
+      const auto digits = ((bit_cast<Int<Vector<C>>>(v) - Int<C>(lowest)) >> low) & Int<C>(mask);
+      kept += append(values + kept, v, bits_of(digits == Int<C>(digit)) & lanes<C>(n...));
+    });
     count = kept;
     shift = low;
   }

@@ -6,25 +6,18 @@
 // sign(u_i) * min(max(|u_i| - t, 0), cap_i), and t >= 0 the root of a falling, piecewise linear
 // function, found by Newton's method inside a bracket.
 //
-// One pass reads everything (12 B an element in fp32) and lists the registers that matter: where
+// One pass reads everything (12 B an element in fp32) and packs the elements that matter: where
 // x_adv left x, or |grad| may be among the largest. A step moves 1%, and the projection of an
-// attack under way leaves no more than that off x, so the two passes after it visit a third of the
-// registers: one packs |u| and cap for Newton, the other writes. 0.9 ns an element in L2, 3.7 with
-// a select and a projection over everything; 2.6 where every element is off x.
+// attack under way leaves no more than that off x, so what follows works on a twentieth of the
+// sample, in a cache, and writes back no more than that.
 #include "declare.h"
 #include "select.h"
 #include "sweep.h"
 
 FASTADV_NAMESPACE_BEGIN
 
-template <class V>
-struct Element {
-  V point, origin, grad;
-};
-
 template <class T, class G, bool kHasX>
 struct Sample {
-  using V = Vector<T>;
   T* x_adv;
   const G* grad;
   const T* x;
@@ -35,9 +28,8 @@ struct Sample {
         x(static_cast<const T*>(args.x) + (kHasX ? sample * args.size : 0)),
         size(args.size) {}
   template <class... N>
-  FASTADV_FN Element<V> at(int64_t k, N... n) const {
-    const V origin = kHasX ? load(x + (kHasX ? k : 0), n...) : V{};
-    return {load(x_adv + k, n...), origin, load(grad + k, n...)};
+  FASTADV_FN Vector<T> origin(int64_t k, N... n) const {
+    return kHasX ? load(x + (kHasX ? k : 0), n...) : Vector<T>{};
   }
 };
 
@@ -65,36 +57,36 @@ FASTADV_FN V cap_of(V u, V origin, V lower, V upper) {
   return clamp(u > 0 ? upper - origin : origin - lower, V{}, constant<V>(__builtin_inf()));
 }
 
-// The memory of a thread. `list` holds where the registers that matter begin, in order.
+// The elements that matter, packed, in the memory of a thread.
 template <class C>
-struct Memory {
-  Scratch<C> numbers;
-  Scratch<int64_t> indices;
-  C* magnitude;
-  C* cap;
-  int64_t* list;
-  int64_t listed;
-  void reserve(int64_t size) {
+struct Elements {
+  static constexpr int kArrays = 8;
+  Scratch<C> memory;
+  C *index, *point, *origin, *grad;  // index: an integer's bits
+  C *magnitude, *cap;  // |u|, and how far the box lets it go; before that, room for the select
+  C *lower, *upper;    // of each element, where the sample's are not all the same
+  bool one_box;
+  Vector<C> lower_all, upper_all;
+  int64_t count;
+  void reserve(int64_t size, const Sweep<C>& sweep) {
+    one_box = sweep.one_box();
+    lower_all = constant<Vector<C>>(sweep.first_lower());
+    upper_all = constant<Vector<C>>(sweep.first_upper());
     const int64_t room = (size + 2 * kLanes<C> - 1) / kLanes<C> * kLanes<C>;  // see append()
-    magnitude = numbers.get(2 * room);
-    cap = magnitude + room;
-    list = indices.get(size);
+    C* at = memory.get(kArrays * room);
+    C** const arrays[kArrays] = {&index, &point, &origin, &grad, &magnitude, &cap, &lower, &upper};
+    for (C** array : arrays) {
+      *array = at;
+      at += room;
+    }
   }
-  // visit(k, i, bounds, n...) for every register listed, at k in the sample and i in its run; from
-  // the end, which was touched last and is still in the cache.
-  template <class T, class Visit>
-  FASTADV_FN void visit_listed(const Sweep<C>& sweep, int64_t size, Visit visit) const {
-    int64_t left = listed;
-    sweep.template runs<true>(0, size, size, [&](int64_t first, int64_t length, auto box) {
-      while (left > 0 && list[left - 1] >= first) {
-        const int64_t k = list[--left], i = k - first;
-        if (i + kLanes<T> <= length) {
-          visit(k, i, box);
-        } else {
-          visit(k, i, box, length - i);
-        }
-      }
-    });
+  template <class... N>
+  FASTADV_FN Vector<C> lower_at(int64_t i, N... n) const {
+    return one_box ? lower_all : load(lower + i, n...);
+  }
+  template <class... N>
+  FASTADV_FN Vector<C> upper_at(int64_t i, N... n) const {
+    return one_box ? upper_all : load(upper + i, n...);
   }
 };
 
@@ -111,7 +103,7 @@ FASTADV_FN Compute<T> magnitude_of(T value) {  // without a sign, for -0 and NaN
 // a sample, and three standard deviations more. 0, which all reach, where a sample is no help.
 template <class G, class C>
 C likely_below(const G* grad, int64_t size, int64_t k, C* scratch) {
-  const int64_t count = size / 8 < 1024 ? size / 8 : 1024;
+  const int64_t count = size / 8 < 512 ? size / 8 : 512;
   const double expected = double(k) / double(size) * double(count);
   const int64_t rank = int64_t(expected + 3 * __builtin_sqrt(expected)) + 2;
   if (rank >= count) return 0;
@@ -119,78 +111,73 @@ C likely_below(const G* grad, int64_t size, int64_t k, C* scratch) {
   return kth_largest(scratch, count, rank);
 }
 
-// Lists the registers that matter and packs the |grad| that reach `least`; returns how many those
-// are. NaN reaches anything.
-template <class T, class G, bool kHasX, class C>
-int64_t list_registers(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, C least,
-                       Memory<C>& memory) {
-  const Vector<T> bar = constant<Vector<T>>(least);
-  int64_t found = 0, listed = 0;
-  C* const magnitude = memory.magnitude;
-  int64_t* const list = memory.list;
-  sweep.runs(0, sample.size, sample.size, [&](int64_t first, int64_t length, auto box) {
-    each_register<T>(length, [&](int64_t i, auto... n) {
-      const Element<Vector<T>> e = sample.at(first + i, n...);
-      const auto magnitude_here = turn(e.grad, e.grad);
-      const Int<Vector<T>> large = ~(magnitude_here < bar);
-      const auto off =
-          (e.point != e.origin) | (e.point < box.lower(i, n...)) | (e.point > box.upper(i, n...));
-      found += append(magnitude + found, magnitude_here, bits_of(large) & lanes<C>(n...));
-      list[listed] = first + i;
-      listed += bits_of(large | off) != 0;
-    });
-  });
-  memory.listed = listed;
-  return found;
+template <class C>
+FASTADV_FN Int<Vector<C>> counting_from(int64_t first) {
+  Int<Vector<C>> lane;
+  for (int i = 0; i < kLanes<C>; ++i) lane[i] = i;
+  return lane + Int<C>(first);
 }
 
-// The direction of the steepest step; lists the registers that matter.
+// Packs the elements that matter; returns how many |grad| reach `least`. NaN reaches anything.
+template <class T, class G, bool kHasX, class C>
+int64_t pack(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, C least, Elements<C>& to) {
+  using V = Vector<T>;
+  const V bar = constant<V>(least);
+  C *const index = to.index, *const points = to.point, *const origins = to.origin;
+  C *const grads = to.grad, *const lowers = to.lower, *const uppers = to.upper;
+  const bool one_box = to.one_box;
+  int64_t reach = 0, count = 0;
+  sweep.runs(0, sample.size, sample.size, [&](int64_t first, int64_t length, auto box) {
+    each_register<T>(length, [&](int64_t i, auto... n) {
+      const int64_t k = first + i;
+      const V point = load(sample.x_adv + k, n...), grad = load(sample.grad + k, n...);
+      const V origin = sample.origin(k, n...);
+      const V lower = box.lower(i, n...), upper = box.upper(i, n...);
+      const uint32_t large = ~bits_of(turn(grad, grad) < bar) & lanes<C>(n...);
+      const uint32_t off = bits_of((point != origin) | (point < lower) | (point > upper));
+      const uint32_t matter = large | (off & lanes<C>(n...));
+      if (!one_box) {
+        append(lowers + count, lower, matter);
+        append(uppers + count, upper, matter);
+      }
+      append(index + count, bit_cast<V>(counting_from<C>(k)), matter);
+      append(points + count, point, matter);
+      append(origins + count, origin, matter);
+      count += append(grads + count, grad, matter);
+      reach += __builtin_popcount(large);
+    });
+  });
+  to.count = count;
+  return reach;
+}
+
+// The direction of the steepest step; packs the elements that matter.
 template <class T, class G, bool kHasX, class C>
 Direction<C> steepest(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, double step_size,
-                      double top, Memory<C>& memory) {
+                      double top, Elements<C>& elements) {
   using V = Vector<C>;
   int64_t k = int64_t(top * double(sample.size) + .5);
   k = k < 1 ? 1 : (k > sample.size ? sample.size : k);
-  const C least = likely_below(sample.grad, sample.size, k, memory.magnitude);
-  int64_t found = list_registers(sample, sweep, least, memory);
-  if (found < k) found = list_registers(sample, sweep, C(0), memory);  // the sample misled
-  memcpy(memory.cap, memory.magnitude, found * sizeof(C));
-  const V smallest = constant<V>(kth_largest(memory.cap, found, k));
+  C least = likely_below(sample.grad, sample.size, k, elements.magnitude);
+  if (pack(sample, sweep, least, elements) < k) {  // the sample misled
+    least = 0;
+    pack(sample, sweep, least, elements);
+  }
+  const V bar = constant<V>(least);
+  int64_t found = 0;
+  each_register<C>(elements.count, [&](int64_t i, auto... n) {
+    const V grad = load(elements.grad + i, n...), m = turn(grad, grad);
+    found += append(elements.magnitude + found, m, ~bits_of(m < bar) & lanes<C>(n...));
+  });
+  const V smallest = constant<V>(kth_largest(elements.magnitude, found, k));
   Int<V> moves = {};
-  each_register<C>(found, [&](int64_t i, auto... n) {
-    const V m = load(memory.magnitude + i, n...);
+  each_register<C>(elements.count, [&](int64_t i, auto... n) {
+    const V grad = load(elements.grad + i, n...), m = turn(grad, grad);
     moves -= (m >= smallest) & (m > 0);
   });
   const int64_t moving = total<C>(moves);
   const C stride = moving > 0 ? C(step_size / double(moving)) : C(0);
   return {true, smallest, constant<V>(stride)};
-}
-
-struct Packed {
-  int64_t count;
-  double largest;
-};
-template <class T, class G, bool kHasX, class C>
-Packed pack(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, const Direction<C>& direction,
-            const Memory<C>& memory) {
-  using V = Vector<T>;
-  C* const magnitude = memory.magnitude;
-  C* const caps = memory.cap;
-  int64_t count = 0;
-  V largest = {};
-  const auto visit = [&](int64_t k, int64_t i, auto box, auto... n) {
-    const Element<V> e = sample.at(k, n...);
-    const V u = e.point - e.origin + direction.of(e.grad), m = magnitude_of_move(u);
-    const V cap = cap_of(u, e.origin, box.lower(i, n...), box.upper(i, n...));
-    const uint32_t bits = bits_of(u != 0) & lanes<C>(n...);
-    largest = m > largest ? m : largest;
-    append(caps + count, cap, bits);
-    count += append(magnitude + count, m, bits);
-  };
-  memory.template visit_listed<T>(sweep, sample.size, visit);
-  C most = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) most = largest[lane] > most ? largest[lane] : most;
-  return {count, double(most)};
 }
 
 // The sum of what a threshold leaves, and how many coordinates still fall with it.
@@ -199,32 +186,52 @@ struct Left {
   int64_t falling;
 };
 template <class C>
-Left left_by(const Memory<C>& memory, int64_t count, C threshold) {
+Left left_by(const Elements<C>& elements, C threshold) {
   using V = Vector<C>;
   DoubleSum sum;
   Int<V> falling = {};
   const V t = constant<V>(threshold);
-  each_register<C>(count, [&](int64_t i, auto... n) {
-    const V beyond = load(memory.magnitude + i, n...) - t, cap = load(memory.cap + i, n...);
+  each_register<C>(elements.count, [&](int64_t i, auto... n) {
+    const V beyond = load(elements.magnitude + i, n...) - t, cap = load(elements.cap + i, n...);
     add(sum, clamp(beyond, V{}, cap));
     falling -= (beyond > 0) & (beyond < cap);
   });
   return {sum.total(), total<C>(falling)};
 }
 
+// |u| and the caps; returns the largest |u|.
+template <class C>
+double measure(const Direction<C>& direction, Elements<C>& elements) {
+  using V = Vector<C>;
+  V largest = {};
+  each_register<C>(elements.count, [&](int64_t i, auto... n) {
+    const V origin = load(elements.origin + i, n...);
+    const V u =
+        load(elements.point + i, n...) - origin + direction.of(load(elements.grad + i, n...));
+    const V lower = elements.lower_at(i, n...), upper = elements.upper_at(i, n...);
+    const V m = magnitude_of_move(u);
+    largest = m > largest ? m : largest;
+    store(elements.magnitude + i, bit_cast<Int<V>>(m), n...);
+    store(elements.cap + i, bit_cast<Int<V>>(cap_of(u, origin, lower, upper)), n...);
+  });
+  C most = 0;
+  for (int lane = 0; lane < kLanes<C>; ++lane) most = largest[lane] > most ? largest[lane] : most;
+  return double(most);
+}
+
 // The threshold t that leaves a sum just under `radius`, and never above it; 0 leaves `left`.
 template <class C>
-C threshold_for(const Memory<C>& memory, const Packed& packed, Left left, double radius,
+C threshold_for(const Elements<C>& elements, double largest, Left left, double radius,
                 double room) {
   const double target = radius * (1 - 2.5 * room);
-  C lower = 0, upper = C(packed.largest);  // leave more than the target, and not more than radius
+  C lower = 0, upper = C(largest);  // leave more than the target, and not more than radius
   C at = 0;
   for (int i = 0; i < 64; ++i) {
     C next = left.falling > 0 ? C(at + (left.sum - target) / double(left.falling)) : lower;
     if (!(next > lower && next < upper)) next = lower + (upper - lower) / 2;
     if (!(next > lower && next < upper)) break;  // neighbours
     at = next;
-    left = left_by(memory, packed.count, at);
+    left = left_by(elements, at);
     if (left.sum > radius * (1 - 2 * room)) {
       lower = at;
     } else {
@@ -235,22 +242,27 @@ C threshold_for(const Memory<C>& memory, const Packed& packed, Left left, double
   return upper;
 }
 
-template <class T, class G, bool kHasX, class C>
-void write(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, const Direction<C>& direction,
-           bool inside, C threshold, const Memory<C>& memory) {
+template <class T, class C>
+void write(T* x_adv, const Elements<C>& elements, const Direction<C>& direction, bool inside,
+           C threshold) {
   using V = Vector<T>;
   const V t = constant<V>(threshold);
-  const auto visit = [&](int64_t k, int64_t i, auto box, auto... n) {
-    const Element<V> e = sample.at(k, n...);
-    const V lower = box.lower(i, n...), upper = box.upper(i, n...);
-    const V stride = direction.of(e.grad), u = e.point - e.origin + stride;
-    const V w = turn(shrink(magnitude_of_move(u), t, cap_of(u, e.origin, lower, upper)), u);
-    const V moved = add_towards(e.origin, w);
+  each_register<C>(elements.count, [&](int64_t i, auto... n) {
+    const V point = load(elements.point + i, n...), origin = load(elements.origin + i, n...);
+    const V lower = elements.lower_at(i, n...), upper = elements.upper_at(i, n...);
+    const V stride = direction.of(load(elements.grad + i, n...)), u = point - origin + stride;
+    const V w =
+        turn(shrink(load(elements.magnitude + i, n...), t, load(elements.cap + i, n...)), u);
+    const V moved = add_towards(origin, w);
     // Where nothing moves the point stays to the bit: x + (x_adv - x) need not be x_adv.
-    const V v = inside ? (stride == 0 ? e.point : moved) : moved;
-    store(sample.x_adv + k, place_towards<T>(v, e.origin, lower, upper), n...);
-  };
-  memory.template visit_listed<T>(sweep, sample.size, visit);
+    const V v = inside ? (stride == 0 ? point : moved) : moved;
+    T placed[kLanes<T>];
+    store(placed, place_towards<T>(v, origin, lower, upper));
+    const int64_t used = (i + kLanes<T> <= elements.count) ? kLanes<T> : elements.count - i;
+    for (int64_t lane = 0; lane < used; ++lane) {
+      x_adv[bit_cast<Int<C>>(elements.index[i + lane])] = placed[lane];
+    }
+  });
 }
 
 template <class T, class G, bool kHasX>
@@ -258,9 +270,9 @@ void step_l1(const StepArgs& args, int64_t begin, int64_t end) {
   using C = Compute<T>;
   using V = Vector<T>;
   if (args.size == 0) return;
-  static thread_local Memory<C> memory;
-  memory.reserve(args.size);
+  static thread_local Elements<C> elements;
   const Sweep<C> sweep(args.box);
+  elements.reserve(args.size, sweep);
   const double rounding = sizeof(C) == 4 ? 0x1p-24 : 0x1p-53;
   const double room = 16 * rounding + double(args.size) * 0x1p-53;  // see slack() in step_l2.cpp
   for (int64_t i = begin; i < end; ++i) {
@@ -268,15 +280,16 @@ void step_l1(const StepArgs& args, int64_t begin, int64_t end) {
     const C step_size = value_of<C>(args.step_size, i), radius = value_of<C>(args.radius, i);
     Direction<C> direction{false, V{}, constant<V>(step_size)};
     if (args.steepest) {
-      direction = steepest(sample, sweep, double(step_size), args.top, memory);
+      direction = steepest(sample, sweep, double(step_size), args.top, elements);
     } else {
-      list_registers(sample, sweep, C(0), memory);  // all of them
+      pack(sample, sweep, C(0), elements);  // all of them
     }
-    const Packed packed = pack(sample, sweep, direction, memory);
-    const Left left = left_by(memory, packed.count, C(0));
+    const double largest = measure(direction, elements);
+    const Left left = left_by(elements, C(0));
     const bool inside = left.sum <= double(radius) * (1 - room);
-    const C threshold = inside ? C(0) : threshold_for(memory, packed, left, double(radius), room);
-    write(sample, sweep, direction, inside, threshold, memory);
+    const C threshold =
+        inside ? C(0) : threshold_for(elements, largest, left, double(radius), room);
+    write(sample.x_adv, elements, direction, inside, threshold);
   }
 }
 

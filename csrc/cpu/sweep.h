@@ -54,6 +54,10 @@ class Sweep {
     }
   }
 
+  bool one_box() const { return !lower_ || channels_ == 1; }
+  C first_lower() const { return lower_ ? lower_[0] : -C(__builtin_inf()); }
+  C first_upper() const { return upper_ ? upper_[0] : C(__builtin_inf()); }
+
   // visit(first, count, bounds) over [begin, end) of one sample, in runs of at most `longest`;
   // backwards where the end of the sample was touched last and is still in the cache.
   template <bool kBackwards = false, class Visit>
