@@ -20,13 +20,15 @@ constexpr int kRows = 2, kAtOnce = 1;  // 8 of 16
 #endif
 
 // What is multiplied: row r of a at a + r * a_row, panel p of b at b + p * depth * kPanel, and the
-// result, c, with c_row between rows and kPanel between panels.
+// result with c_row between rows. Rows of a and of c stand in groups of kPanel numbers, `group`
+// from one to the next.
 struct Product {
   const float* a;
   int64_t a_row;
   const float* b;
   float* c;
   int64_t c_row;
+  int64_t group;
   int64_t depth;
 };
 
@@ -35,6 +37,7 @@ FASTADV_FN void multiply_block(const Product& p) {
   constexpr int Q = P * kPanelVectors;
   Floats sum[R][Q] = {};
   for (int64_t d = 0; d < p.depth; ++d) {
+    const float* const row = p.a + d / kPanel * p.group + d % kPanel;
     Floats b[Q];
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
@@ -46,7 +49,7 @@ FASTADV_FN void multiply_block(const Product& p) {
     for (int q = 0; q < P; ++q) __builtin_prefetch(p.b + ((P + q) * p.depth + d) * kPanel, 0, 2);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Floats a = broadcast(p.a[r * p.a_row + d]);
+      const Floats a = broadcast(row[r * p.a_row]);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) sum[r][q] = multiply_add(a, b[q], sum[r][q]);
     }
@@ -55,7 +58,8 @@ FASTADV_FN void multiply_block(const Product& p) {
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
-      store(p.c + r * p.c_row + q * kLanes<float>, bit_cast<Ints>(sum[r][q]));
+      const int64_t at = q / kPanelVectors * p.group + q % kPanelVectors * kLanes<float>;
+      store(p.c + r * p.c_row + at, bit_cast<Ints>(sum[r][q]));
     }
   }
 }
@@ -86,7 +90,7 @@ void multiply(Product p, int64_t rows, int64_t panels) {
     for (; panels >= P; panels -= P) {
       multiply_panels<P>(p, rows);
       p.b += P * p.depth * kPanel;
-      p.c += P * kPanel;
+      p.c += P * p.group;
     }
     multiply<P - 1>(p, rows, panels);
   }
