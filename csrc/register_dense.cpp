@@ -1,5 +1,5 @@
-// A whole attack on a stack of linear layers, on the CPU: the checks that keep the kernel inside its
-// memory. Its schema and what defines it stand in fastadv/engine/ops.py.
+// A whole attack on a stack of linear layers, on the CPU: the checks that keep the kernel inside
+// its memory. Its schema and what defines it stand in fastadv/engine/ops.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -22,10 +22,10 @@ void parallel(int64_t begin, int64_t end, int64_t grain, fastadv::Body body, voi
 
 // Raises unless t is on the CPU, contiguous, of this dtype and as many elements.
 void check(const Tensor& t, const char* name, ScalarType dtype, int64_t elements) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype &&
-                      t.numel() == elements,
-                  "`", name, "` must be contiguous on the CPU, of ", elements,
-                  " elements and the dtype that goes with the others, got ", t.numel());
+  STD_TORCH_CHECK(
+      t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype && t.numel() == elements, "`",
+      name, "` must be contiguous on the CPU, of ", elements,
+      " elements and the dtype that goes with the others, got ", t.numel());
 }
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
@@ -54,10 +54,10 @@ std::vector<fastadv::DenseLayer> layers_of(const std::vector<Tensor>& weights,
                                            const std::vector<int64_t>& activations,
                                            const std::vector<double>& leaks) {
   const size_t count = weights.size();
-  STD_TORCH_CHECK(count > 0 && gradients.size() == count && biases.size() == count &&
-                      sizes.size() == count + 1 && activations.size() == count &&
-                      leaks.size() == count,
-                  "every layer has weights, their gradient's, a bias, sizes, an activation, a leak");
+  STD_TORCH_CHECK(
+      count > 0 && gradients.size() == count && biases.size() == count &&
+          sizes.size() == count + 1 && activations.size() == count && leaks.size() == count,
+      "every layer has weights, their gradient's, a bias, sizes, an activation, a leak");
   std::vector<fastadv::DenseLayer> layers;
   const ScalarType dtype = weights[0].scalar_type();
   const auto packed = [&](int64_t columns, int64_t depth) {
@@ -73,16 +73,16 @@ std::vector<fastadv::DenseLayer> layers_of(const std::vector<Tensor>& weights,
     check(gradients[l], "gradients", dtype, packed(inputs, outputs));
     check(biases[l], "biases", ScalarType::Float,
           (outputs + fastadv::kPanel - 1) / fastadv::kPanel * fastadv::kPanel);
-    layers.push_back({weights[l].const_data_ptr(), gradients[l].const_data_ptr(),
-                      floats(biases[l]), inputs, outputs, fastadv::Activation(activations[l]),
-                      float(leaks[l])});
+    layers.push_back({weights[l].const_data_ptr(), gradients[l].const_data_ptr(), floats(biases[l]),
+                      inputs, outputs, fastadv::Activation(activations[l]), float(leaks[l])});
   }
   return layers;
 }
 
 fastadv::HeadArgs head_of(const Tensor& y, const std::optional<Tensor>& target, int64_t head,
                           bool targeted, int64_t samples, int64_t classes) {
-  STD_TORCH_CHECK(head >= 0 && head < fastadv::kHeads, "`head` must be a head's number, got ", head);
+  STD_TORCH_CHECK(head >= 0 && head < fastadv::kHeads, "`head` must be a head's number, got ",
+                  head);
   const bool dense = head == fastadv::kBinaryCrossEntropy || head == fastadv::kKl;
   check(y, "y", dense ? ScalarType::Float : ScalarType::Long, dense ? samples * classes : samples);
   const int64_t least = head == fastadv::kDlr ? 3 + targeted : head == fastadv::kMargin ? 2 : 1;
@@ -115,9 +115,9 @@ void dense_pgd(Tensor x_adv, Tensor seen, Tensor x, Tensor step_size, Tensor rad
   check(x, "x", ScalarType::Float, samples * size);
   check(seen, "seen", ScalarType::Float, samples);
   const bool bfloat16 = weights[0].scalar_type() == ScalarType::BFloat16;
-  STD_TORCH_CHECK(bfloat16 ? fastadv::multiplies_bfloat16()
-                           : weights[0].scalar_type() == ScalarType::Float,
-                  "`weights` must be float32, or bfloat16 where the kernels in use multiply it");
+  STD_TORCH_CHECK(
+      bfloat16 ? fastadv::multiplies_bfloat16() : weights[0].scalar_type() == ScalarType::Float,
+      "`weights` must be float32, or bfloat16 where the kernels in use multiply it");
   const fastadv::StepArgs step{x_adv.mutable_data_ptr(),
                                nullptr,
                                x.const_data_ptr(),
@@ -149,6 +149,4 @@ void dense_pgd(Tensor x_adv, Tensor seen, Tensor x, Tensor step_size, Tensor rad
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
-  m.impl("dense_pgd_", TORCH_BOX(&dense_pgd));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) { m.impl("dense_pgd_", TORCH_BOX(&dense_pgd)); }

@@ -19,23 +19,28 @@ constexpr int64_t kBlock = 56;  // samples; a multiple of the 7 rows that gemm.h
 
 FASTADV_FN int64_t whole_panels(int64_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
 
+// v <- activation(v + bias), and its slopes there; rows of whole panels.
 template <Activation kWhich>
-void activate_all(float* v, float* slopes, int64_t count, float leak) {
-  for (int64_t i = 0; i < count; i += kLanes<float>) {
-    const Activated a = activate<kWhich>(load(v + i), leak);
-    store(v + i, bit_cast<Ints>(a.value));
-    store(slopes + i, bit_cast<Ints>(a.slope));
+void activate_rows(float* v, float* slopes, int64_t rows, const DenseLayer& layer) {
+  const int64_t width = whole_panels(layer.outputs);
+  for (int64_t r = 0; r < rows; ++r, v += width, slopes += width) {
+    for (int64_t i = 0; i < width; i += kLanes<float>) {
+      const Floats z = load(v + i) + load(layer.bias + i);
+      if constexpr (kWhich == kNone) {
+        store(v + i, bit_cast<Ints>(z));
+      } else {
+        const Activated a = activate<kWhich>(z, layer.leak);
+        store(v + i, bit_cast<Ints>(a.value));
+        store(slopes + i, bit_cast<Ints>(a.slope));
+      }
+    }
   }
 }
-using ActivateAll = void (*)(float*, float*, int64_t, float);
-constexpr ActivateAll kActivateAll[kActivations] = {
-    nullptr,
-    activate_all<kRectified>,
-    activate_all<kLeaky>,
-    activate_all<kGelu>,
-    activate_all<kGeluByTanh>,
-    activate_all<kTanh>,
-    activate_all<kSigmoid>,
+using ActivateRows = void (*)(float*, float*, int64_t, const DenseLayer&);
+constexpr ActivateRows kActivateRows[kActivations] = {
+    activate_rows<kNone>,    activate_rows<kRectified>,  activate_rows<kLeaky>,
+    activate_rows<kGelu>,    activate_rows<kGeluByTanh>, activate_rows<kTanh>,
+    activate_rows<kSigmoid>,
 };
 
 // Rows of whole panels to rows of `size`, in place.
@@ -99,20 +104,25 @@ class Block {
 #if defined(__AVX512F__)
     if (args_.bfloat16) {
       const int64_t pairs = (depth + 1) / 2;
-      bfloat16* const narrow = reinterpret_cast<bfloat16*>(pairs_);
-      for (int64_t r = 0; r < count_; ++r) {
-        const float* const row = from + r * apart;
-        bfloat16* const narrow_row = narrow + r * 2 * pairs;
-        if (depth % 2) narrow_row[depth].bits = 0;
-        each_register<bfloat16>(depth, [&](int64_t i, auto... n) {
-          store(narrow_row + i, encode<bfloat16>(load(row + i, n...)), n...);
-        });
-      }
+      narrow(from, apart, depth, pairs);
       return multiply<Pairs>({pairs_, pairs, w, to, panels * kPanel, pairs}, count_, panels);
     }
 #endif
     multiply({from, apart, w, to, panels * kPanel, depth}, count_, panels);
   }
+
+#if defined(__AVX512F__)
+  void narrow(const float* from, int64_t apart, int64_t depth, int64_t pairs) {
+    bfloat16* to = reinterpret_cast<bfloat16*>(pairs_);
+    for (int64_t r = 0; r < count_; ++r, from += apart, to += 2 * pairs) {
+      if (depth % 2) to[depth].bits = 0;
+      each_register<float>(depth, [&](int64_t i, auto... n) {
+        const Shorts bits = Pairs::narrow(load(from + i, n...));
+        store(to + i, __builtin_convertvector(bits, Ints), n...);
+      });
+    }
+  }
+#endif
 
   float* forward() {
     const float* from = static_cast<const float*>(args_.step.x_adv) + first_ * args_.step.size;
@@ -122,15 +132,7 @@ class Block {
       const DenseLayer& layer = args_.layers[l];
       product(from, apart, layer.inputs, layer.weights, layer.outputs, to);
       apart = whole_panels(layer.outputs);
-      for (int64_t r = 0; r < count_; ++r) {
-        for (int64_t i = 0; i < apart; i += kLanes<float>) {
-          float* const v = to + r * apart + i;
-          store(v, bit_cast<Ints>(load(v) + load(layer.bias + i)));
-        }
-      }
-      if (layer.activation != kNone) {
-        kActivateAll[layer.activation](to, slopes, count_ * apart, layer.leak);
-      }
+      kActivateRows[layer.activation](to, slopes, count_, layer);
       slopes += count_ * apart;
       from = to, to = next, next = const_cast<float*>(from);
     }
@@ -209,7 +211,7 @@ class Block {
   const int64_t classes_;
   int64_t first_ = 0, count_ = 0;
   float *values_[2], *pairs_, *slopes_, *last_slopes_ = nullptr, *logits_grad_, *prediction_,
-      *loss_;
+                                        *loss_;
 };
 
 }  // namespace

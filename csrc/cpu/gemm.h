@@ -33,6 +33,11 @@ struct Pairs {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
     return sum;
   }
+  FASTADV_FN static Shorts narrow(Floats v) {  // to nearest, ties to even
+    Shorts bits;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
+    return bits;
+  }
 };
 #endif
 
