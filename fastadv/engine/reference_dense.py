@@ -20,11 +20,11 @@ def pack(weight: Tensor, bfloat16: bool) -> Tensor:
     """(columns, depth) to panels."""
     columns, depth = weight.shape
     extra = (0, depth % 2 if bfloat16 else 0, 0, -columns % PANEL)
-    padded = F.pad(weight.detach(), extra) if any(extra) else weight.detach()
+    padded = F.pad(weight, extra) if any(extra) else weight
     if bfloat16:
-        pairs = padded.bfloat16().view(panels(columns), PANEL, -1, 2)
+        pairs = padded.bfloat16().reshape(panels(columns), PANEL, -1, 2)
         return pairs.transpose(1, 2).contiguous()
-    return padded.view(panels(columns), PANEL, depth).transpose(1, 2).contiguous()
+    return padded.reshape(panels(columns), PANEL, depth).transpose(1, 2).contiguous()
 
 
 def pack_bias(bias: Tensor | None, like: Tensor) -> Tensor:
@@ -42,17 +42,6 @@ def unpack(packed: Tensor, columns: int, depth: int) -> Tensor:
     return rows[:columns, :depth].float()
 
 
-def _gelu(z: Tensor) -> Tensor:
-    density = torch.exp(-z * z / 2) / (2 * torch.pi) ** 0.5
-    return (1 + torch.erf(z / 2**0.5)) / 2 + z * density
-
-
-def _gelu_by_tanh(z: Tensor) -> Tensor:
-    k = (2 / torch.pi) ** 0.5
-    t = torch.tanh(k * (z + 0.044715 * z**3))
-    return (1 + t) / 2 + z * (1 - t * t) / 2 * k * (1 + 3 * 0.044715 * z * z)
-
-
 NAMES = ("none", "relu", "leaky_relu", "gelu", "gelu (tanh)", "tanh", "sigmoid")  # by number
 
 
@@ -63,10 +52,10 @@ def activate(z: Tensor, activation: int, leak: float) -> tuple[Tensor, Tensor]:
         return z.relu(), torch.where(z <= 0, 0, one)
     if name == "leaky_relu":
         return F.leaky_relu(z, leak), torch.where(z > 0, one, leak)
-    if name == "gelu":
-        return F.gelu(z), _gelu(z)
-    if name == "gelu (tanh)":
-        return F.gelu(z, approximate="tanh"), _gelu_by_tanh(z)
+    if name.startswith("gelu"):
+        kind = "tanh" if name.endswith("(tanh)") else "none"
+        slope = torch.ops.aten.gelu_backward(one, z, approximate=kind)
+        return F.gelu(z, approximate=kind), slope
     if name == "tanh":
         return z.tanh(), 1 - z.tanh() ** 2
     if name == "sigmoid":
