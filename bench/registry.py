@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import head, overhead, pgd, step, universal
+from bench import dense, head, overhead, pgd, step, universal
 from bench.store import Row
 
 
@@ -26,6 +26,7 @@ BENCHMARKS = {
         universal.__doc__ or "", universal.arguments, universal.run, universal.YARDSTICK
     ),
     "head": Benchmark(head.__doc__ or "", head.arguments, head.run, head.YARDSTICK),
+    "dense": Benchmark(dense.__doc__ or "", dense.arguments, dense.run, dense.YARDSTICK),
     "pgd": Benchmark(pgd.__doc__ or "", pgd.arguments, pgd.run, pgd.YARDSTICK),
     "overhead": Benchmark(
         overhead.__doc__ or "", overhead.arguments, overhead.run, overhead.YARDSTICK

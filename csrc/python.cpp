@@ -151,6 +151,9 @@ PYBIND11_MODULE(_native, m) {
         "The instruction set in use, those available here, the processor's features, and the cores "
         "this process may use. Raises RuntimeError if FASTADV_CPU_CAPABILITY cannot be honoured.");
   m.def(
+      "multiplies_bfloat16", [] { return fastadv::multiplies_bfloat16(); },
+      "Whether the kernels in use multiply bfloat16 (AVX-512 BF16).");
+  m.def(
       "capability", [] { return fastadv::kernels().isa; },
       "The instruction set in use: baseline, avx2 or avx512. Raises RuntimeError if "
       "FASTADV_CPU_CAPABILITY names one that cannot run here.");

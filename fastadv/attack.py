@@ -12,6 +12,7 @@ from torch import Tensor
 from fastadv import _checks, ops
 from fastadv.apgd import auto_ascent
 from fastadv.balls import Ball
+from fastadv.engine import Compiled
 from fastadv.model import MODES, Model, crafting
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem, output
@@ -176,6 +177,9 @@ class Attack:
         return replace(best, forwards=problem.tally.forwards, forwards_full=full)
 
     def _climb(self, problem: Problem, x_adv: Tensor) -> Tensor:
+        plan = problem.model.attack_plan if isinstance(problem.model, Compiled) else None
+        if plan is not None and (climb := plan(self, problem)) is not None:
+            return climb(x_adv)
         if isinstance(self.rule, Auto):
             return auto_ascent(problem, x_adv, self.rule, self.steps)
         if self.stop == "fooled":

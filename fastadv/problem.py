@@ -75,16 +75,21 @@ class Problem:
             rows(self.target), self.tally, self.checked,
         )  # fmt: skip
 
+    def prepare(self, logits: Tensor) -> None:
+        """Checks y and target against the first logits, and takes them over as the head does."""
+        if self.checked:
+            return
+        if len(logits) != len(self.x):
+            raise ValueError(
+                f"`model(x)` must have one row a sample, ({len(self.x)}, ...), "
+                f"got {_checks.text(logits.shape)}"
+            )
+        self.y, self.target = self.objective.prepare(logits, self.y, self.target)
+        self.checked = True
+
     def _head(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = logits.detach()
-        if not self.checked:
-            if len(logits) != len(self.x):
-                raise ValueError(
-                    f"`model(x)` must have one row a sample, ({len(self.x)}, ...), "
-                    f"got {_checks.text(logits.shape)}"
-                )
-            self.y, self.target = self.objective.prepare(logits, self.y, self.target)
-            self.checked = True
+        self.prepare(logits)
         loss, grad, fooled = self.objective.head(logits, self.y, self.target)
         self.tally.forwards += len(logits)
         self.tally.seen.append(loss)

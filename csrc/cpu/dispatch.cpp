@@ -112,6 +112,14 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
+bool multiplies_bfloat16() {
+#if defined(__x86_64__) && defined(FASTADV_BUILT_avx512)
+  return &kernels() == &avx512::table() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 #if defined(__x86_64__)
 namespace {
 

@@ -14,4 +14,7 @@ std::vector<std::string> available_isas();
 // system have each. Empty on other architectures.
 std::vector<std::pair<std::string, bool>> processor_features();
 
+// Whether the kernels in use multiply bfloat16 (AVX-512 BF16).
+bool multiplies_bfloat16();
+
 }  // namespace fastadv

@@ -19,6 +19,28 @@ constexpr int kRows = 6, kAtOnce = 1;  // 12 of 16
 constexpr int kRows = 2, kAtOnce = 1;  // 8 of 16
 #endif
 
+struct Singles {
+  FASTADV_FN static Floats add_product(Floats a, Floats b, Floats sum) {
+    return multiply_add(a, b, sum);
+  }
+};
+
+#if defined(__AVX512F__)
+// Asked of the processor before it is used. In assembly, since no flag of this build allows the
+// instruction: the compiler must not put it anywhere else.
+struct Pairs {
+  FASTADV_FN static Floats add_product(Floats a, Floats b, Floats sum) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
+    return sum;
+  }
+  FASTADV_FN static Shorts narrow(Floats v) {  // to nearest, ties to even
+    Shorts bits;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
+    return bits;
+  }
+};
+#endif
+
 // What is multiplied: row r of a at a + r * a_row, panel p of b at b + p * depth * kPanel, and the
 // result with c_row between rows. Rows of a and of c stand in groups of kPanel numbers, `group`
 // from one to the next.
@@ -32,7 +54,7 @@ struct Product {
   int64_t depth;
 };
 
-template <int R, int P>
+template <class Products, int R, int P>
 FASTADV_FN void multiply_block(const Product& p) {
   constexpr int Q = P * kPanelVectors;
   Floats sum[R][Q] = {};
@@ -51,7 +73,7 @@ FASTADV_FN void multiply_block(const Product& p) {
     for (int r = 0; r < R; ++r) {
       const Floats a = broadcast(row[r * p.a_row]);
 #pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) sum[r][q] = multiply_add(a, b[q], sum[r][q]);
+      for (int q = 0; q < Q; ++q) sum[r][q] = Products::add_product(a, b[q], sum[r][q]);
     }
   }
 #pragma GCC unroll 8
@@ -64,35 +86,35 @@ FASTADV_FN void multiply_block(const Product& p) {
   }
 }
 
-template <int R, int P>
+template <class Products, int R, int P>
 void multiply_rows(const Product& p, int64_t rows) {
   if constexpr (R > 0) {
-    if (rows < R) return multiply_rows<R - 1, P>(p, rows);
-    multiply_block<R, P>(p);
+    if (rows < R) return multiply_rows<Products, R - 1, P>(p, rows);
+    multiply_block<Products, R, P>(p);
   }
 }
 
 // The rows in groups as equal as can be: 32 rows are 7 + 7 + 6 + 6 + 6, not 4 times 7 and 4.
-template <int P>
+template <class Products, int P>
 void multiply_panels(Product p, int64_t rows) {
   for (int64_t groups = (rows + kRows - 1) / kRows; groups > 0; --groups) {
     const int64_t n = (rows + groups - 1) / groups;
-    multiply_rows<kRows, P>(p, n);
+    multiply_rows<Products, kRows, P>(p, n);
     p.a += n * p.a_row;
     p.c += n * p.c_row;
     rows -= n;
   }
 }
 
-template <int P = kAtOnce>
+template <class Products = Singles, int P = kAtOnce>
 void multiply(Product p, int64_t rows, int64_t panels) {
   if constexpr (P > 0) {
     for (; panels >= P; panels -= P) {
-      multiply_panels<P>(p, rows);
+      multiply_panels<Products, P>(p, rows);
       p.b += P * p.depth * kPanel;
       p.c += P * p.group;
     }
-    multiply<P - 1>(p, rows, panels);
+    multiply<Products, P - 1>(p, rows, panels);
   }
 }
 

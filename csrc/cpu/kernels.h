@@ -143,6 +143,44 @@ struct FingerprintArgs {
 using FingerprintKernel = void (*)(const FingerprintArgs&, int64_t begin, int64_t end);  // blocks
 constexpr int64_t kFingerprintWords = 8192;
 
+enum Activation : int {
+  kNone = 0,
+  kRectified = 1,
+  kLeaky = 2,
+  kGelu = 3,
+  kGeluByTanh = 4,
+  kTanh = 5,
+  kSigmoid = 6,
+  kActivations = 7
+};
+
+// y = activation(W x + b). The weights stand in panels of kPanel columns, zeros beyond the last:
+// (panels, depth, kPanel) of float32, or (panels, ceil(depth / 2), kPanel, 2) of bfloat16.
+struct DenseLayer {
+  const void* weights;   // columns: the outputs, depth: the inputs
+  const void* gradient;  // columns: the inputs, depth: the outputs
+  const float* bias;     // of whole panels
+  int64_t inputs, outputs;
+  Activation activation;
+  float leak;  // the slope of kLeaky below 0
+};
+
+// `steps` steps of an attack on a stack of such layers, float32 data.
+struct DensePgdArgs {
+  const DenseLayer* layers;
+  int64_t count;
+  StepArgs step;  // grad: null
+  StepKernel step_kernel;
+  bool by_element;  // what the step kernel counts
+  HeadArgs head;    // y, target, classes and targeted; the rest: null
+  HeadKernel head_kernel;
+  int64_t label_bytes;  // of y, a sample
+  int64_t steps;
+  bool bfloat16;  // the products; sums are float32
+  float* seen;    // (samples): set to NaN where a loss or a gradient is no number
+};
+using DensePgdKernel = void (*)(const DensePgdArgs&, int64_t begin, int64_t end);  // samples
+
 struct Kernels {
   const char* isa;
   StepKernel step[kNorms][kDTypes];
@@ -155,6 +193,7 @@ struct Kernels {
   WinogradWeightsKernel winograd_weights;  // rows: a panel's channel
   ReluKernel relu;
   FingerprintKernel fingerprint;
+  DensePgdKernel dense_pgd;
 };
 
 // The table in use: the best that the processor has, or what FASTADV_CPU_CAPABILITY names

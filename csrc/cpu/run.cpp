@@ -132,6 +132,17 @@ void run_relu(const ReluArgs& args, ParallelFor parallel) {
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+// Threads share the samples, and each cuts its own into blocks: a sample's bits depend on neither.
+void run_dense_pgd(const DensePgdArgs& args, ParallelFor parallel) {
+  int64_t products = 1;
+  for (int64_t l = 0; l < args.count; ++l) {
+    products += args.layers[l].inputs * args.layers[l].outputs;
+  }
+  const DensePgdKernel kernel = kernels().dense_pgd;
+  over(args.step.samples, samples_a_grain(products * args.steps / 8), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
 uint64_t run_fingerprint(const void* data, int64_t bytes, ParallelFor parallel) {
   const FingerprintKernel kernel = kernels().fingerprint;
   const int64_t words = bytes / 8, blocks = (words + kFingerprintWords - 1) / kFingerprintWords;

@@ -33,6 +33,7 @@ const Kernels& table() {
       .winograd_weights = winograd_weights,
       .relu = relu,
       .fingerprint = fingerprint,
+      .dense_pgd = dense_pgd,
   };
   return kTable;
 }

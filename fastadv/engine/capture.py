@@ -7,15 +7,21 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from fastadv.engine.dense import Layers
+from fastadv.engine.dense_plan import Climb, Plans, require_precision
 from fastadv.engine.report import Report, Row
 from fastadv.engine.weights import Weights
 from fastadv.ops import backend
+
+if TYPE_CHECKING:
+    from fastadv.attack import Attack
+    from fastadv.problem import Problem
 
 _ANY = 1 << 40
 _BATCHES = ((1, 1), (2, 15), (16, _ANY))  # one compile each
@@ -31,7 +37,9 @@ class Compiled(nn.Module):
 
     module: nn.Module
 
-    def __init__(self, module: nn.Module, print_report: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, print_report: bool = False, precision: str = "float32"
+    ) -> None:
         super().__init__()
         self.module = module
         self.training = module.training
@@ -40,11 +48,12 @@ class Compiled(nn.Module):
         self._variants: dict[Hashable, Callable[[nn.Module, Tensor], Any]] = {}
         self._graphs: dict[str, tuple[Row, ...]] = {}
         self._bypass = _why_bypass(module)
+        self._plans = Plans(module, precision, self._weights)
         self._static_batch = False
         self._print = print_report
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return compile, (self.module,)
+        return compile, (self.module, self._plans.precision)
 
     def report(self) -> Report:
         """What serves each layer, and why, for all that was compiled so far."""
@@ -53,11 +62,28 @@ class Compiled(nn.Module):
             notes.append("nothing is compiled before the first forward")
         if any(p.device.type != "cpu" for p in self.module.parameters()):
             notes.append("runs as plain torch: the engine has kernels for the CPU alone")
+        notes += self._plans.notes
         if self._static_batch:
             notes.append("the model depends on the batch's size: each size is compiled")
         if size := self._weights.bytes:
             notes.append(f"packed weights: {size / 2**20:.1f} MiB")
         return Report(dict(self._graphs), tuple(notes))
+
+    def attack_plan(self, attack: Attack, problem: Problem) -> Climb | None:
+        """All steps of an attack as one call, from x_adv to its last iterate; None: there is none,
+        and the attack goes step by step. `report()` says why."""
+        with self._lock:
+            return self._plans.plan(attack, problem, self._read_graph)
+
+    def _read_graph(self, x: Tensor) -> Layers | str:
+        from fastadv.engine.dense_graph import GraphReader
+
+        key = "dense", self._key(x)
+        if key not in self._variants:
+            self._variants[key] = GraphReader(_fresh_run())
+        with detached(self.module), _limits():
+            layers: Layers | str = self._variants[key](self.module, self._marked(x))
+        return layers
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # an outer torch.compile breaks its graph here
     def forward(self, x: Tensor) -> Any:
@@ -104,13 +130,7 @@ class Compiled(nn.Module):
         from fastadv.engine.backend import Compiler
 
         compiler = Compiler(self._weights, backend().is_native)
-
-        def run(module: nn.Module, x: Tensor) -> Any:
-            return module(x)
-
-        # Dynamo keeps what it compiled with a function's code, and counts it there.
-        run.__code__ = run.__code__.replace(co_name=f"fastadv_run_{next(_numbers)}")
-        variant: Callable[..., Any] = torch.compile(run, backend=compiler)
+        variant: Callable[..., Any] = torch.compile(_fresh_run(), backend=compiler)
         with _limits():
             y = variant(self.module, self._marked(x))
         self._variants[key] = variant
@@ -140,6 +160,16 @@ class Compiled(nn.Module):
         return tree_map(guard, y)
 
 
+def _fresh_run() -> Callable[[nn.Module, Tensor], Any]:
+    """module(x), of a code of its own: Dynamo keeps what it compiled with it, and counts it."""
+
+    def run(module: nn.Module, x: Tensor) -> Any:
+        return module(x)
+
+    run.__code__ = run.__code__.replace(co_name=f"fastadv_run_{next(_numbers)}")
+    return run
+
+
 def compile(model: nn.Module, precision: str = "float32", report: bool = False) -> Compiled:
     """The model with the same logits and the same input gradients, faster: attack this one.
 
@@ -148,18 +178,23 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
     buffers are read at each forward, whoever wrote them; they get no gradient, and no statistic of
     a batch norm changes. A batch norm in eval mode is folded into its convolution. What gains
     nothing, a model without 3x3 convolutions or on another device, runs as plain torch.
+    precision: of the products in an attack's steps. "bfloat16" serves dense stacks so far, and the
+    plain attacks on them (`report()` says which). It needs AVX-512 BF16: without it float32 serves,
+    with a warning. Logits and gradients through autograd are always float32's.
     report: print what serves each layer whenever something is compiled.
 
-    Raises TypeError for what is no nn.Module, ValueError for another precision than float32.
+    On a dense stack (nn.Linear with ReLU, leaky ReLU, GELU, tanh or sigmoid between) fastadv's own
+    attacks take all their steps in one call where they can; `report()` says so, or why not.
+
+    Raises TypeError for what is no nn.Module, ValueError for a precision that it cannot have.
     Backward raises RuntimeError where no input requires grad, and where it is taken twice over.
     """
     if isinstance(model, Compiled):
         return model
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    if precision != "float32":
-        raise ValueError(f"`precision` must be 'float32', got {precision!r}")
-    return Compiled(model, report)
+    require_precision(precision, model)
+    return Compiled(model, report, precision)
 
 
 @contextmanager

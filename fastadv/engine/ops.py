@@ -6,7 +6,7 @@ The ops themselves write into tensors that they are given; the functions lease t
 
 from __future__ import annotations
 
-from fastadv.engine import reference
+from fastadv.engine import reference, reference_dense
 from fastadv.ops import _define, _no_result
 
 _define(
@@ -33,4 +33,13 @@ _define(
     "(Tensor x) -> int",
     reference.fingerprint,
     lambda x: 0,
+)
+_define(
+    "dense_pgd_",
+    "(Tensor(a!) x_adv, Tensor(b!) seen, Tensor x, Tensor step_size, Tensor radius, "
+    "Tensor? bounds, int norm, float top, int steps, Tensor[] weights, Tensor[] gradients, "
+    "Tensor[] biases, int[] sizes, int[] activations, float[] leaks, Tensor y, Tensor? target, "
+    "int head, bool targeted) -> ()",
+    reference_dense.dense_pgd_,
+    _no_result,
 )

@@ -1,0 +1,187 @@
+"""Dense stacks: linear layers with activations between them, attacked in one call (dense_pgd_).
+
+What is such a stack is read off the modules here, and off a captured graph in dense_graph.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastadv import ops
+from fastadv.balls import L1, L2, Linf
+from fastadv.engine.reference_dense import NAMES, pack, pack_bias
+from fastadv.engine.weights import Weights
+from fastadv.rules import Steepest
+
+if TYPE_CHECKING:
+    from fastadv.attack import Attack
+    from fastadv.problem import Problem
+
+_BALLS = {Linf: 0, L2: 1, L1: 2}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """activation(weight @ x + bias); `activation` is a number in NAMES, `leak` leaky_relu's."""
+
+    weight: Tensor  # (outputs, inputs)
+    bias: Tensor | None
+    activation: int = 0
+    leak: float = 0.0
+
+
+Layers = tuple[Layer, ...]
+
+
+def describe(layers: Layers) -> str:
+    """784-512-10 (relu)."""
+    sizes = [layers[0].weight.shape[1], *(len(layer.weight) for layer in layers)]
+    names = sorted({NAMES[layer.activation] for layer in layers if layer.activation})
+    return "-".join(map(str, sizes)) + (f" ({', '.join(names)})" if names else "")
+
+
+def only_linears(model: nn.Module) -> str | None:
+    """None if nn.Linear alone has weights in the model, and it has some; else what stands against
+    it."""
+    named = [(m, p) for m in model.modules() for p in m.parameters(recurse=False)]
+    other = next((type(m).__name__ for m, _ in named if not isinstance(m, nn.Linear)), None)
+    if other is not None:
+        return f"weights of {other} are in it"
+    return None if named else "it has no weights"
+
+
+def activation_of(module: nn.Module) -> tuple[int, float] | None:
+    """(number, leak) of a module that is an activation."""
+    if type(module) is nn.LeakyReLU:
+        return NAMES.index("leaky_relu"), module.negative_slope
+    if type(module) is nn.GELU:
+        tanh = module.approximate == "tanh"
+        return NAMES.index("gelu (tanh)" if tanh else "gelu"), 0.0
+    simple = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+    name = simple.get(type(module))
+    return None if name is None else (NAMES.index(name), 0.0)
+
+
+def read_modules(model: nn.Module, x: Tensor) -> Layers | str:
+    """The layers of a stack made of torch's own modules, or why it is none.
+
+    Nothing is kept from one call to the next: whatever was changed is seen.
+    """
+    try:
+        modules = list(_leaves(model))
+    except ValueError as reason:
+        return str(reason)
+    layers: list[Layer] = []
+    flat = x.dim() == 2
+    for module in modules:
+        if type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
+            flat = True
+        elif type(module) is nn.Linear and flat:
+            layers.append(Layer(module.weight, module.bias))
+        elif activation_of(module) and layers and not layers[-1].activation:
+            layers[-1] = Layer(layers[-1].weight, layers[-1].bias, *activation_of(module) or ())
+        elif type(module) is nn.Identity or (type(module) is nn.Dropout and not module.training):
+            continue
+        else:
+            return f"{type(module).__name__} has no place in a dense stack there"
+    return checked(layers, x)
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a forward runs, in order; ValueError where that is not known."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    if any(hooks) or module._backward_pre_hooks or "forward" in vars(module):
+        raise ValueError(f"{type(module).__name__} has hooks")
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        raise ValueError("there are global hooks")
+    if type(module) is nn.Sequential:
+        for child in module:
+            yield from _leaves(child)
+    elif next(module.children(), None) is not None:
+        raise ValueError(f"{type(module).__name__} is no plain sequence of layers")
+    else:
+        yield module
+
+
+def checked(layers: Sequence[Layer], x: Tensor) -> Layers | str:
+    """The layers, if the kernel takes them and they fit each other and x."""
+    if not layers:
+        return "there is no linear layer"
+    size = x[0].numel()
+    for layer in layers:
+        for t in (layer.weight, layer.bias):
+            if t is not None and (t.dtype != torch.float32 or t.device.type != "cpu"):
+                return f"its weights are {str(t.dtype)[6:]} on {t.device}, not float32 on the CPU"
+        if layer.weight.shape[1] != size:
+            return f"a layer takes {layer.weight.shape[1]} inputs and gets {size}"
+        size = len(layer.weight)
+    return tuple(layers)
+
+
+def why_not(attack: Attack, problem: Problem) -> str | None:
+    """Why an attack on a stack takes its steps one by one, or None."""
+    x, objective = problem.x, problem.objective
+    if type(attack.rule) is not Steepest:
+        return f"its rule is {type(attack.rule).__name__}"
+    if attack.stop is not None:
+        return f"it stops at {attack.stop!r}"
+    if objective.head_number is None:
+        return f"its objective {objective} has no kernel"
+    if type(problem.ball) not in _BALLS:
+        return f"its ball is {type(problem.ball).__name__}"
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+        return "x is not contiguous float32 on the CPU"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    return None if ops.backend().is_native else "there are no compiled kernels"
+
+
+def packed(layers: Layers, weights: Weights, bfloat16: bool) -> tuple[list[Tensor], ...]:
+    """(weights, gradients, biases) as the kernel reads them, packed again where they changed."""
+    result: tuple[list[Tensor], ...] = ([], [], [])
+    with torch.no_grad(), weights.lock:
+        for i, layer in enumerate(layers):
+            w = layer.weight.detach()
+            counts = (weights.count(f"dense weight {i}", w),)
+            for j, matrix in enumerate((w, w.T)):
+                compute = partial(pack, matrix, bfloat16)
+                result[j].append(weights.value(("dense", i, j, bfloat16), counts, compute))
+            result[2].append(pack_bias(layer.bias, w))
+    return result
+
+
+def climb(
+    layers: Layers, arrays: tuple[list[Tensor], ...], attack: Attack, problem: Problem,
+    x_adv: Tensor,
+) -> Tensor:  # fmt: skip
+    """All steps of a plain attack from x_adv: one call, or one a step size of a schedule."""
+    assert isinstance(attack.rule, Steepest)
+    x, rule, objective = problem.x, attack.rule, problem.objective
+    problem.prepare(x.new_zeros(len(x), len(layers[-1].weight)))
+    labels, target = problem.y, problem.target
+    targeted = target is not None
+    if targeted and not objective.targeted_needs_y:
+        labels, target = target, None
+    x_adv, seen = x_adv.contiguous(), x.new_zeros(len(x))
+    stack = (
+        *arrays,
+        [x[0].numel(), *(len(layer.weight) for layer in layers)],
+        [layer.activation for layer in layers],
+        [layer.leak for layer in layers],
+    )
+    for size, run in groupby(rule.size(k) for k in range(attack.steps)):
+        torch.ops.fastadv.dense_pgd_(
+            x_adv, seen, x, ops.per_sample(size, x, "step_size"), problem.radius,
+            problem.ball.bounds_for(x), _BALLS[type(problem.ball)], rule.top, len(list(run)),
+            *stack, labels, target, objective.head_number, targeted,
+        )  # fmt: skip
+    problem.tally.forwards += len(x) * attack.steps
+    problem.tally.seen.append(seen)
+    return x_adv

@@ -1,0 +1,93 @@
+"""Which attacks on a compiled model take all their steps in one call, and why the others do not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from fastadv import ops
+from fastadv.engine import dense
+from fastadv.engine.weights import Weights
+
+if TYPE_CHECKING:
+    from fastadv.attack import Attack
+    from fastadv.problem import Problem
+
+PRECISIONS = ("float32", "bfloat16")
+Climb = Callable[[Tensor], Tensor]
+
+
+class Plans:
+    """The plans of one model; `notes` says what became of the last attack."""
+
+    def __init__(self, model: nn.Module, precision: str, weights: Weights) -> None:
+        self.model = model
+        self.precision = precision
+        self.bfloat16 = precision == "bfloat16" and multiplies_bfloat16()
+        self.against = dense.only_linears(model)
+        self.notes: list[str] = []
+        self._weights = weights
+
+    def plan(
+        self, attack: Attack, problem: Problem, read_graph: Callable[[Tensor], dense.Layers | str]
+    ) -> Climb | None:
+        """x_adv to the attack's last iterate; None: it is to be taken step by step."""
+        if self.against is not None:
+            return None
+        layers = dense.read_modules(self.model, problem.x)
+        if isinstance(layers, str) and problem.x.device.type == "cpu":
+            layers = read_graph(problem.x)
+        if isinstance(layers, str):
+            if self.precision != "float32":
+                raise ValueError(_ONLY_DENSE.format(self.precision, layers))
+            self.notes = [f"attacks step by step: it is no dense stack, {layers}"]
+            return None
+        why = dense.why_not(attack, problem)
+        products = "bfloat16" if self.bfloat16 else "float32"
+        self.notes = [
+            f"dense stack {dense.describe(layers)}: plain attacks take all steps in one call, "
+            f"{products} products"
+        ]
+        if self.precision != products:
+            self.notes.append(_NO_BFLOAT16)
+        if why:
+            self.notes.append(f"the last attack went step by step in float32: {why}")
+            return None
+        arrays = dense.packed(layers, self._weights, self.bfloat16)
+        return partial(dense.climb, layers, arrays, attack, problem)
+
+
+def require_precision(precision: str, model: nn.Module) -> None:
+    """Raises ValueError for a precision that the model cannot have, and warns where the processor
+    has no products for it."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+    if precision == "float32":
+        return
+    if against := dense.only_linears(model):
+        raise ValueError(_ONLY_DENSE.format(precision, against))
+    if not multiplies_bfloat16():
+        warnings.warn(_NO_BFLOAT16, stacklevel=3)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the kernels in use multiply bfloat16 numbers."""
+    if not ops.backend().is_native:
+        return False
+    from fastadv import _native
+
+    return bool(_native.multiplies_bfloat16())
+
+
+_ONLY_DENSE = (
+    "`precision` must be 'float32' for this model, got {!r}, which serves dense stacks so far "
+    "(linear layers with activations between them): {}"
+)
+_NO_BFLOAT16 = (
+    "precision='bfloat16' is served in float32: the kernels in use have no bfloat16 products "
+    "(they need AVX-512 BF16)"
+)
