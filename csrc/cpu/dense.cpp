@@ -105,10 +105,10 @@ class Block {
     if (args_.bfloat16) {
       const int64_t pairs = (depth + 1) / 2;
       narrow(from, apart, depth, pairs);
-      return multiply<Pairs>({pairs_, pairs, w, to, panels * kPanel, pairs}, count_, panels);
+      return multiply<Pairs>({pairs_, pairs, w, to, panels * kPanel, kPanel, pairs}, count_, panels);
     }
 #endif
-    multiply({from, apart, w, to, panels * kPanel, depth}, count_, panels);
+    multiply({from, apart, w, to, panels * kPanel, kPanel, depth}, count_, panels);
   }
 
 #if defined(__AVX512F__)
