@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "cpu/dispatch.h"
 #include "cpu/run.h"
 
 namespace {
@@ -34,7 +35,9 @@ void check(const Tensor& t, const char* name, ScalarType dtype,
   int64_t i = 0;
   for (const int64_t size : sizes) same = same && t.size(i++) == size;
   STD_TORCH_CHECK(same, "`", name, "` must be contiguous on the CPU, of shape ", shape(sizes),
-                  dtype == ScalarType::Byte ? " and uint8" : " and float32");
+                  dtype == ScalarType::Byte       ? " and uint8"
+                  : dtype == ScalarType::BFloat16 ? " and bfloat16"
+                                                  : " and float32");
 }
 template <class T>
 T* check_or_null(const std::optional<Tensor>& t, const char* name, ScalarType dtype,
@@ -49,6 +52,19 @@ T* check_or_null(const std::optional<Tensor>& t, const char* name, ScalarType dt
 }
 int64_t panels(int64_t channels) { return (channels + fastadv::kPanel - 1) / fastadv::kPanel; }
 int64_t sign_bytes(int64_t channels) { return panels(channels) * fastadv::kPanel / 8; }
+// Transformed weights, float32 or, where the kernels in use multiply it, bfloat16: whether they
+// are.
+bool check_transformed(const Tensor& weights, int64_t outputs, int64_t channels) {
+  if (weights.scalar_type() != ScalarType::BFloat16) {
+    check(weights, "weights", ScalarType::Float, {36, panels(outputs), channels, fastadv::kPanel});
+    return false;
+  }
+  STD_TORCH_CHECK(fastadv::multiplies_bfloat16(),
+                  "`weights` must be float32: the kernels in use have no bfloat16 products");
+  check(weights, "weights", ScalarType::BFloat16,
+        {36, panels(outputs), (channels + 1) / 2, fastadv::kPanel, 2});
+  return true;
+}
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
 void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
@@ -63,7 +79,7 @@ void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
                   "`x` must have channels, and pixels for a 3x3 convolution");
   check(x, "x", ScalarType::Float, {n, height, width, channels});
   check(y, "y", ScalarType::Float, {n, rows, columns, outputs});
-  check(weights, "weights", ScalarType::Float, {36, panels(outputs), channels, fastadv::kPanel});
+  const bool bfloat16 = check_transformed(weights, outputs, channels);
   const fastadv::WinogradArgs args{
       floats(x),
       floats(weights),
@@ -80,6 +96,7 @@ void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
       outputs,
       padding,
       relu,
+      bfloat16,
       0,
       0,
   };
@@ -90,8 +107,7 @@ void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale
   STD_TORCH_CHECK(weight.dim() == 4, "`weight` must be (K, C, 3, 3)");
   const int64_t out = weight.size(0), in = weight.size(1);
   check(weight, "weight", ScalarType::Float, {out, in, 3, 3});
-  check(weights, "weights", ScalarType::Float,
-        {36, panels(gradient ? in : out), gradient ? out : in, fastadv::kPanel});
+  const bool bfloat16 = check_transformed(weights, gradient ? in : out, gradient ? out : in);
   const fastadv::WinogradWeightsArgs args{
       floats(weight),
       check_or_null<const float>(scale, "scale", ScalarType::Float, {out}),
@@ -99,6 +115,7 @@ void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale
       out,
       in,
       gradient,
+      bfloat16,
   };
   fastadv::run_winograd_weights(args, parallel);
 }

@@ -105,7 +105,8 @@ class Block {
     if (args_.bfloat16) {
       const int64_t pairs = (depth + 1) / 2;
       narrow(from, apart, depth, pairs);
-      return multiply<Pairs>({pairs_, pairs, w, to, panels * kPanel, kPanel, pairs}, count_, panels);
+      return multiply<Pairs>({pairs_, pairs, w, to, panels * kPanel, kPanel, pairs}, count_,
+                             panels);
     }
 #endif
     multiply({from, apart, w, to, panels * kPanel, kPanel, depth}, count_, panels);

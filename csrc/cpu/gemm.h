@@ -19,9 +19,15 @@ constexpr int kRows = 6, kAtOnce = 1;  // 12 of 16
 constexpr int kRows = 2, kAtOnce = 1;  // 8 of 16
 #endif
 
+// How numbers are multiplied: float32, or pairs of bfloat16 in the place of one, summed in float32.
 struct Singles {
+  FASTADV_FN static Floats broadcast(float a) { return fastadv::FASTADV_ISA::broadcast(a); }
   FASTADV_FN static Floats add_product(Floats a, Floats b, Floats sum) {
     return multiply_add(a, b, sum);
+  }
+  // Stores channels k and up of a row whose groups of kPanel numbers stand `group` floats apart.
+  FASTADV_FN static void put(float* row, int64_t group, int64_t k, Floats v) {
+    store(row + k / kPanel * group + k % kPanel, bit_cast<Ints>(v));
   }
 };
 
@@ -29,6 +35,9 @@ struct Singles {
 // Asked of the processor before it is used. In assembly, since no flag of this build allows the
 // instruction: the compiler must not put it anywhere else.
 struct Pairs {
+  FASTADV_FN static Floats broadcast(float a) {  // the bits, which as a float may be denormal
+    return bit_cast<Floats>(bit_cast<int32_t>(a) - Ints{});
+  }
   FASTADV_FN static Floats add_product(Floats a, Floats b, Floats sum) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
     return sum;
@@ -37,6 +46,11 @@ struct Pairs {
     Shorts bits;
     asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
     return bits;
+  }
+  FASTADV_FN static void put(float* row, int64_t group, int64_t k, Floats v) {
+    const Shorts bits = narrow(v);
+    constexpr int64_t kPairs = 2 * kPanel;
+    memcpy(row + k / kPairs * group + k % kPairs / 2, &bits, sizeof(bits));
   }
 };
 #endif
@@ -71,7 +85,7 @@ FASTADV_FN void multiply_block(const Product& p) {
     for (int q = 0; q < P; ++q) __builtin_prefetch(p.b + ((P + q) * p.depth + d) * kPanel, 0, 2);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Floats a = broadcast(row[r * p.a_row]);
+      const Floats a = Products::broadcast(row[r * p.a_row]);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) sum[r][q] = Products::add_product(a, b[q], sum[r][q]);
     }

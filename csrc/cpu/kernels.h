@@ -101,7 +101,8 @@ using UniformKernel = void (*)(const UniformArgs&, int64_t begin, int64_t end); 
 // the same convolution of the output's gradient, with the weights turned round.
 struct WinogradArgs {
   const float* x;         // (samples, height, width, channels)
-  const float* weights;   // (36, panels of the outputs, channels, kPanel): the transformed weights
+  const float* weights;   // (36, panels of the outputs, channels, kPanel): the transformed weights;
+                          // of bfloat16 (36, panels, pairs of channels, kPanel, 2)
   const float* bias;      // (outputs) or null
   const float* residual;  // like y, added before the ReLU and the mask; or null
   const uint8_t* mask;    // bits like `signs`: y is zero where they are zero; or null
@@ -109,6 +110,7 @@ struct WinogradArgs {
   uint8_t* signs;  // a bit an output of the ReLU, !(value <= 0), kPanel / 8 bytes a panel; or null
   int64_t samples, height, width, channels, outputs, padding;
   bool relu;
+  bool bfloat16;   // the products, not the sums: multiplies_bfloat16()
   int64_t tiles;   // of 4x4 outputs, transformed together
   int64_t panels;  // of outputs, multiplied together
 };
@@ -121,6 +123,7 @@ struct WinogradWeightsArgs {
   float* weights;       // as WinogradArgs has them
   int64_t out, in;
   bool gradient;  // of the convolution's gradient by its input
+  bool bfloat16;
 };
 using WinogradWeightsKernel = void (*)(const WinogradWeightsArgs&, int64_t begin, int64_t end);
 
@@ -190,7 +193,7 @@ struct Kernels {
   DigestKernel digest[kDTypes];
   UniformKernel uniform[2];  // float32, float64
   WinogradKernel winograd;
-  WinogradWeightsKernel winograd_weights;  // rows: a panel's channel
+  WinogradWeightsKernel winograd_weights;  // rows: a panel's channel, or two of bfloat16
   ReluKernel relu;
   FingerprintKernel fingerprint;
   DensePgdKernel dense_pgd;

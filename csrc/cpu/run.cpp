@@ -105,9 +105,10 @@ void run_winograd(WinogradArgs args, ParallelFor parallel) {
   const int64_t tiles = args.samples * rows * columns;
   const int64_t panels = (args.outputs + kPanel - 1) / kPanel;
   if (tiles <= 0) return;
-  const bool wide = args.channels * args.outputs > 128 * 128;
+  const int64_t depth = args.bfloat16 ? (args.channels + 1) / 2 : args.channels;
+  const bool wide = depth * args.outputs > 128 * 128;
   constexpr int64_t kRows = 7, kTransformed = 512 * 1024;
-  const int64_t fitting = kTransformed / (36 * 4 * (args.channels + 64)) / kRows * kRows;
+  const int64_t fitting = kTransformed / (36 * 4 * (depth + 64)) / kRows * kRows;
   const int64_t most = wide ? 112 : std::clamp<int64_t>(fitting, 4 * kRows, 16 * kRows);
   const int64_t blocks = (tiles + most - 1) / most;
   args.tiles = (tiles + blocks - 1) / blocks;
@@ -122,7 +123,8 @@ void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel)
   const WinogradWeightsKernel kernel = kernels().winograd_weights;
   const int64_t outputs = args.gradient ? args.in : args.out;
   const int64_t channels = args.gradient ? args.out : args.in;
-  over((outputs + kPanel - 1) / kPanel * channels, 32, parallel,
+  const int64_t depth = args.bfloat16 ? (channels + 1) / 2 : channels;
+  over((outputs + kPanel - 1) / kPanel * depth, 32, parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

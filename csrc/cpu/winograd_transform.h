@@ -34,9 +34,9 @@ FASTADV_FN void transform_output(const Floats* m, int step, Floats* o, int o_ste
   o[3 * o_step] = m[5 * step] + multiply_add(eight, difference2, difference1);
 }
 
-// 36 vectors at to[i * stride] <- B^T d B; `read(i)` gives pixel i of the patch, row by row.
-template <class Read>
-FASTADV_FN void transform_patch(float* to, int64_t stride, Read read) {
+// write(i, value) for the 36 vectors of B^T d B; `read(i)` gives pixel i of the patch, row by row.
+template <class Read, class Write>
+FASTADV_FN void transform_patch(Read read, Write write) {
   Floats columns[36];
 #pragma GCC unroll 6
   for (int j = 0; j < 6; ++j) {
@@ -50,7 +50,7 @@ FASTADV_FN void transform_patch(float* to, int64_t stride, Read read) {
     Floats row[6];
     transform_input(columns + 6 * i, 1, row, 1);
 #pragma GCC unroll 6
-    for (int j = 0; j < 6; ++j) store(to + (6 * i + j) * stride, bit_cast<Ints>(row[j]));
+    for (int j = 0; j < 6; ++j) write(6 * i + j, row[j]);
   }
 }
 

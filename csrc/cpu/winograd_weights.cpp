@@ -20,32 +20,42 @@ FASTADV_FN void transform_taps(const Floats* g, int step, Floats* o, int o_step)
   o[5 * o_step] = g[2 * step];
 }
 
-// Rows are pairs of a panel and a channel, channels first.
-void winograd_weights(const WinogradWeightsArgs& args, int64_t begin, int64_t end) {
+// The 36 numbers of a channel's kernels to kLanes outputs from `first` on.
+FASTADV_FN void transform_kernels(const WinogradWeightsArgs& args, int64_t channel, int64_t first,
+                                  Floats* to) {
   const int64_t outputs = args.gradient ? args.in : args.out;
   const int64_t channels = args.gradient ? args.out : args.in;
   const int64_t output_step = args.gradient ? 9 : args.in * 9;
   const int64_t channel_step = args.gradient ? args.in * 9 : 9;
-  const int64_t part = (outputs + kPanel - 1) / kPanel * channels * kPanel;
+  alignas(64) float taps[9][kLanes<float>] = {};
+  for (int64_t i = 0; i < kLanes<float> && first + i < outputs && channel < channels; ++i) {
+    const float* const from = args.weight + (first + i) * output_step + channel * channel_step;
+    const int64_t filter = args.gradient ? channel : first + i;
+    const float scale = args.scale ? args.scale[filter] : 1;
+    for (int tap = 0; tap < 9; ++tap) taps[args.gradient ? 8 - tap : tap][i] = from[tap] * scale;
+  }
+  Floats g[9], columns[18];
+  for (int tap = 0; tap < 9; ++tap) g[tap] = load(taps[tap]);
+  for (int j = 0; j < 3; ++j) transform_taps(g + j, 3, columns + j, 3);
+  for (int k = 0; k < 6; ++k) transform_taps(columns + 3 * k, 1, to + 6 * k, 1);
+}
+
+// Rows are pairs of a panel and a channel, or two of them, channels first.
+void winograd_weights(const WinogradWeightsArgs& args, int64_t begin, int64_t end) {
+  const int64_t outputs = args.gradient ? args.in : args.out;
+  const int64_t channels = args.gradient ? args.out : args.in;
+  const int64_t depth = args.bfloat16 ? (channels + 1) / 2 : channels;
+  const int64_t part = (outputs + kPanel - 1) / kPanel * depth * kPanel;
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t first = row / channels * kPanel, channel = row % channels;
-    alignas(64) float taps[9][kPanel] = {};
-    for (int64_t i = 0; i < kPanel && first + i < outputs; ++i) {
-      const float* const from = args.weight + (first + i) * output_step + channel * channel_step;
-      const int64_t filter = args.gradient ? channel : first + i;
-      const float scale = args.scale ? args.scale[filter] : 1;
-      for (int tap = 0; tap < 9; ++tap) taps[args.gradient ? 8 - tap : tap][i] = from[tap] * scale;
-    }
+    const int64_t first = row / depth * kPanel, d = row % depth;
     for (int64_t i = 0; i < kPanel; i += kLanes<float>) {
-      Floats g[9], columns[18], rows[6];
-      for (int tap = 0; tap < 9; ++tap) g[tap] = load(taps[tap] + i);
-      for (int j = 0; j < 3; ++j) transform_taps(g + j, 3, columns + j, 3);
-      for (int k = 0; k < 6; ++k) {
-        transform_taps(columns + 3 * k, 1, rows, 1);
-        for (int j = 0; j < 6; ++j) {
-          float* const to = args.weights + (6 * k + j) * part + row * kPanel + i;
-          store(to, bit_cast<Ints>(rows[j]));
-        }
+      Floats parts[36], next[36];
+      transform_kernels(args, args.bfloat16 ? 2 * d : d, first + i, parts);
+      if (args.bfloat16) transform_kernels(args, 2 * d + 1, first + i, next);
+      for (int k = 0; k < 36; ++k) {
+        Ints bits = bit_cast<Ints>(parts[k]);
+        if (args.bfloat16) bits = encode<bfloat16>(parts[k]) | encode<bfloat16>(next[k]) << 16;
+        store(args.weights + k * part + row * kPanel + i, bits);
       }
     }
   }

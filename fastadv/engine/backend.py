@@ -21,9 +21,10 @@ _WEIGHT = re.compile(r"\._(?:parameters|buffers)\['[^']+'\]$")
 class Compiler:
     """Compiles the graphs of one model; `rows` says what serves those compiled last."""
 
-    def __init__(self, weights: Weights, native: bool) -> None:
+    def __init__(self, weights: Weights, native: bool, bfloat16: bool) -> None:
         self.weights = weights
         self.native = native
+        self.bfloat16 = bfloat16
         self.rows: list[Row] = []
         self.graphs = 0
 
@@ -59,7 +60,7 @@ class Compiler:
 
     def _rewrite(self, module: fx.GraphModule, sources: list[str | None]) -> None:
         _mark_weights(module.graph, sources)
-        self.rows += rewrite(module.graph, self.native)
+        self.rows += rewrite(module.graph, self.native, self.bfloat16)
         module.graph.lint()
         module.recompile()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.pool import pool
-from fastadv.engine.reference import PANEL, panels, sign_bytes
+from fastadv.engine.reference import sign_bytes, transformed_shape
 
 _ops = torch.ops.fastadv
 
@@ -25,10 +25,13 @@ def _signs_like(y: Tensor) -> Tensor:
     return pool.empty((n, height, width, sign_bytes(channels)), torch.uint8)
 
 
-def winograd_weights(weight: Tensor, scale: Tensor | None, gradient: bool) -> Tensor:
+def winograd_weights(
+    weight: Tensor, scale: Tensor | None, gradient: bool, bfloat16: bool
+) -> Tensor:
     """reference.winograd_weights, in one pass."""
     outputs, channels = weight.shape[:2] if not gradient else weight.shape[1::-1]
-    packed = pool.empty((36, panels(outputs), channels, PANEL), torch.float32)
+    shape, dtype = transformed_shape(outputs, channels, bfloat16)
+    packed = pool.empty(shape, dtype)
     _ops.winograd_weights_(packed, weight.detach().contiguous(), scale, gradient)
     return packed
 

@@ -129,7 +129,7 @@ class Compiled(nn.Module):
     def _compile(self, key: Hashable, x: Tensor) -> Any:
         from fastadv.engine.backend import Compiler
 
-        compiler = Compiler(self._weights, backend().is_native)
+        compiler = Compiler(self._weights, backend().is_native, self._plans.bfloat16)
         variant: Callable[..., Any] = torch.compile(_fresh_run(), backend=compiler)
         with _limits():
             y = variant(self.module, self._marked(x))
@@ -178,9 +178,10 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
     buffers are read at each forward, whoever wrote them; they get no gradient, and no statistic of
     a batch norm changes. A batch norm in eval mode is folded into its convolution. What gains
     nothing, a model without 3x3 convolutions or on another device, runs as plain torch.
-    precision: of the products in an attack's steps. "bfloat16" serves dense stacks so far, and the
-    plain attacks on them (`report()` says which). It needs AVX-512 BF16: without it float32 serves,
-    with a warning. Logits and gradients through autograd are always float32's.
+    precision: of the products. "bfloat16" serves the 3x3 convolutions, their gradients, and plain
+    attacks on dense stacks: factors are rounded, sums are float32, and so are the activations. It
+    needs AVX-512 BF16: without it float32 serves, with a warning. `report()` says what it serves.
+    Judge examples by the model itself, as fa.verify does.
     report: print what serves each layer whenever something is compiled.
 
     On a dense stack (nn.Linear with ReLU, leaky ReLU, GELU, tanh or sigmoid between) fastadv's own
@@ -193,7 +194,7 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
         return model
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    require_precision(precision, model)
+    require_precision(precision, model, convolves=_why_bypass(model) is None)
     return Compiled(model, report, precision)
 
 

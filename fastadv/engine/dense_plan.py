@@ -61,14 +61,14 @@ class Plans:
         return partial(dense.climb, layers, arrays, attack, problem)
 
 
-def require_precision(precision: str, model: nn.Module) -> None:
+def require_precision(precision: str, model: nn.Module, convolves: bool) -> None:
     """Raises ValueError for a precision that the model cannot have, and warns where the processor
-    has no products for it."""
+    has no products for it. convolves: the model has convolutions of our own, which have them."""
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
     if precision == "float32":
         return
-    if against := dense.only_linears(model):
+    if not convolves and (against := dense.only_linears(model)):
         raise ValueError(_ONLY_DENSE.format(precision, against))
     if not multiplies_bfloat16():
         warnings.warn(_NO_BFLOAT16, stacklevel=3)
@@ -84,8 +84,8 @@ def multiplies_bfloat16() -> bool:
 
 
 _ONLY_DENSE = (
-    "`precision` must be 'float32' for this model, got {!r}, which serves dense stacks so far "
-    "(linear layers with activations between them): {}"
+    "`precision` must be 'float32' for this model, got {!r}, which serves 3x3 convolutions and "
+    "dense stacks so far (linear layers with activations between them): {}"
 )
 _NO_BFLOAT16 = (
     "precision='bfloat16' is served in float32: the kernels in use have no bfloat16 products "

@@ -19,7 +19,7 @@ _define(
 _define(
     "winograd_weights_",
     "(Tensor(a!) weights, Tensor weight, Tensor? scale, bool gradient) -> ()",
-    lambda weights, *given: weights.copy_(reference.winograd_weights(*given)),
+    reference.winograd_weights_,
     _no_result,
 )
 _define(

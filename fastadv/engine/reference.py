@@ -40,24 +40,45 @@ def sign_bytes(channels: int) -> int:
     return panels(channels) * PANEL // 8
 
 
+def transformed_shape(
+    outputs: int, channels: int, bfloat16: bool
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape and the dtype of transformed weights."""
+    if bfloat16:
+        return (36, panels(outputs), -(-channels // 2), PANEL, 2), torch.bfloat16
+    return (36, panels(outputs), channels, PANEL), torch.float32
+
+
 def winograd_weights(
     weight: Tensor,  # (K, C, 3, 3)
     scale: Tensor | None,  # (K,)
     gradient: bool,
-) -> Tensor:  # (36, panels, C, PANEL), or with C and K exchanged
+    bfloat16: bool = False,
+) -> Tensor:  # as transformed_shape says, or with C and K exchanged
     """G (scale * weight) G^T as the kernel reads it: of the convolution, or of its gradient.
 
-    One GEMM: the 36 combinations of the 9 taps; the gradient's taps are turned round.
+    One GEMM: the 36 combinations of the 9 taps; the gradient's taps are turned round. In bfloat16
+    pairs of channels stand together.
     """
     w = weight.detach().flatten(2)  # (K, C, 9)
     if scale is not None:
         w = w * scale[:, None, None]
     if gradient:
         w = w.transpose(0, 1)
-    if extra := -len(w) % PANEL:
-        w = F.pad(w, (0, 0, 0, 0, 0, extra))
+    w = F.pad(w, (0, 0, 0, w.shape[1] % 2 if bfloat16 else 0, 0, -len(w) % PANEL))
     taps = w.reshape(-1, PANEL, w.shape[1], 9).permute(3, 0, 2, 1).contiguous()
-    return (_taps(gradient).to(taps.dtype) @ taps.view(9, -1)).view(36, *taps.shape[1:])
+    packed = (_taps(gradient).to(taps.dtype) @ taps.view(9, -1)).view(36, *taps.shape[1:])
+    if not bfloat16:
+        return packed
+    paired = packed.view(36, len(packed[0]), -1, 2, PANEL)
+    return paired.transpose(3, 4).bfloat16().contiguous()
+
+
+def winograd_weights_(
+    weights: Tensor, weight: Tensor, scale: Tensor | None, gradient: bool
+) -> None:
+    """weights <- winograd_weights of their dtype."""
+    weights.copy_(winograd_weights(weight, scale, gradient, weights.dtype == torch.bfloat16))
 
 
 def unpack_signs(signs: Tensor, channels: int) -> Tensor:
@@ -95,8 +116,11 @@ def winograd_(
     below, right = (4 * down + 2 - height - padding, 4 * across + 2 - width - padding)
     d = F.pad(x, (0, 0, padding, right, padding, below)).unfold(1, 6, 4).unfold(2, 6, 4)
     at, bt = (x.new_tensor(m) for m in (_AT, _BT))
-    u = weights.transpose(2, 3).reshape(6, 6, -1, weights.shape[2])[:, :, :outputs]
-    m = torch.einsum("ai,nxycij,bj,abkc->nxyabk", bt, d, bt, u)
+    t, u = torch.einsum("ai,nxycij,bj->nxyabc", bt, d, bt), weights
+    if weights.dtype == torch.bfloat16:  # the products' factors are rounded, the sums are not
+        t, u = t.bfloat16().float(), weights.float().transpose(3, 4).flatten(2, 3)
+    u = u.transpose(2, 3).reshape(6, 6, -1, u.shape[2])[:, :, :outputs, : x.shape[3]]
+    m = torch.einsum("nxyabc,abkc->nxyabk", t, u)
     v = torch.einsum("ia,nxyabk,jb->nxiyjk", at, m, at).reshape(n, 4 * down, 4 * across, -1)
     v = v[:, :rows, :columns]
     v = v if bias is None else v + bias

@@ -29,25 +29,25 @@ from fastadv.engine.graph import (
     relax_views,
     value,
 )  # fmt: skip
-from fastadv.engine.reference import PANEL, panels, sign_bytes
+from fastadv.engine.reference import sign_bytes, transformed_shape
 from fastadv.engine.report import Row
 
 WINOGRAD = "winograd F(4x4,3x3)"
 
 
-def rewrite(graph: fx.Graph, native: bool) -> list[Row]:
-    """Rewrites a graph in place, and says what serves its layers."""
+def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
+    """Rewrites a graph in place, and says what serves its layers; bfloat16: the products'."""
     relax_views(graph)
     drop_detaches(graph)
     left = fold_norms(graph)
     convolutions = [node for node in graph.nodes if node.target is CONVOLUTION]
-    rows = []
+    rows, winograd = [], WINOGRAD + (", bfloat16" if bfloat16 else "")
     for conv in convolutions:
         why = why_not(conv, native)
         name, shape = layer_of(conv.args[1] if "norm" not in conv.meta else conv.meta["norm"][0])
         folded = ", norm folded" if "norm" in conv.meta else ""
-        fused = _serve(conv) if why is None else ""
-        served = WINOGRAD if why is None else "ATen"
+        fused = _serve(conv, bfloat16) if why is None else ""
+        served = winograd if why is None else "ATen"
         rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why or "fewest products"))
     for node, reason in left.items():
         name, _ = layer_of(node.args[1] or node.args[3])
@@ -56,7 +56,7 @@ def rewrite(graph: fx.Graph, native: bool) -> list[Row]:
         for node in [node for node in graph.nodes if node.target is RELU]:
             _rectify(node)
     for node in [node for node in graph.nodes if node.target is CONVOLUTION_BACKWARD]:
-        rows.append(_gradient(node, native))
+        rows.append(_gradient(node, native, bfloat16))
     if native:
         _add_into_masks(graph)
     graph.eliminate_dead_code()
@@ -103,14 +103,17 @@ def _waste(y: object) -> str | None:
     return f"{rows}x{columns} pixels leave tiles empty" if rows * columns < 6 * tiles else None
 
 
-def _packed(conv: fx.Node, gradient: bool) -> fx.Node:
+def _packed(conv: fx.Node, gradient: bool, bfloat16: bool) -> fx.Node:
     weight, scale = conv.meta.get("norm", (conv.args[2 if gradient else 1], None))
     w = value(weight)
     outputs, channels = (w.shape[1], w.shape[0]) if gradient else (w.shape[0], w.shape[1])
     first = next(node for node in conv.graph.nodes if node.op != "placeholder")
-    packed = w.new_empty((36, panels(outputs), channels, PANEL))
+    shape, dtype = transformed_shape(outputs, channels, bfloat16)
+    packed = w.new_empty(shape, dtype=dtype)
     forward = next((n for n in conv.graph.nodes if n.target is CONVOLUTION), first)
-    place = insert(first, calls.winograd_weights, (weight, scale, gradient), packed, forward)
+    place = insert(
+        first, calls.winograd_weights, (weight, scale, gradient, bfloat16), packed, forward
+    )
     if scale is not None:  # the scale itself stands after `first`
         scale.append(place)
     return place
@@ -133,7 +136,7 @@ def _signs(y: object) -> object:
     return y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)  # type: ignore[attr-defined]
 
 
-def _serve(conv: fx.Node) -> str:
+def _serve(conv: fx.Node, bfloat16: bool) -> str:
     """Puts the kernel in the place of a convolution and what it fuses; says what that was."""
     x, _, bias, _, padding = conv.args[:5]
     y, last, residual, fused = value(conv), conv, None, ""
@@ -142,7 +145,7 @@ def _serve(conv: fx.Node) -> str:
         last, residual = found
         fused += " + residual"
     user = only_user(last)
-    packed = _packed(conv, False)
+    packed = _packed(conv, False, bfloat16)
     outputs, pad = y.shape[1], padding[0]  # type: ignore[index]
     if user is not None and user.target is RELU:
         args = (x, packed, bias, residual, outputs, pad)
@@ -175,7 +178,7 @@ def _rectify(relu: fx.Node) -> None:
     _replace_relu(relu, insert(relu, calls.rectify, (relu.args[0], None), (y, _signs(y)), relu))
 
 
-def _gradient(node: fx.Node, native: bool) -> Row:
+def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
     """A convolution's gradient by its input alone, with the residual sum and the mask after it."""
     grad, x, weight = node.args[:3]
     source = node.meta["norm"][0] if "norm" in node.meta else weight
@@ -189,7 +192,7 @@ def _gradient(node: fx.Node, native: bool) -> Row:
         y = value(result)
         result.replace_all_uses_with(insert(result, calls.input_gradient, args, y, node))
         return Row(name, f"gradient {shape}", "ATen", why)
-    packed = _packed(node, True)
+    packed = _packed(node, True, bfloat16)
     residual, mask, last, fused = None, None, result, ""
     found = _residual_after(last)
     if found:
@@ -202,7 +205,8 @@ def _gradient(node: fx.Node, native: bool) -> Row:
     padding = 2 - node.args[5][0]  # type: ignore[index,operator]
     call = (grad, packed, None, residual, mask, like.shape[1], padding)
     last.replace_all_uses_with(insert(last, calls.convolve, call, value(result), node))
-    return Row(name, f"gradient {shape}{fused}", WINOGRAD, "fewest products")
+    served = WINOGRAD + (", bfloat16" if bfloat16 else "")
+    return Row(name, f"gradient {shape}{fused}", served, "fewest products")
 
 
 def _add_into_masks(graph: fx.Graph) -> None:

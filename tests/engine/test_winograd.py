@@ -98,7 +98,7 @@ def test_weights_are_their_reference(
     outputs: int, channels: int, gradient: bool, scaled: bool
 ) -> None:
     w, scale = kernel(outputs, channels), torch.linspace(0.5, 2, outputs) if scaled else None
-    found = calls.winograd_weights(w, scale, gradient)
+    found = calls.winograd_weights(w, scale, gradient, False)
     expected = reference.winograd_weights(w.double(), scale, gradient)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7, check_dtype=False)
 
