@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/run.h"
@@ -120,6 +121,78 @@ void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale
   fastadv::run_winograd_weights(args, parallel);
 }
 
+// How many numbers (in bfloat16: pairs, a phase's last one padded) each output of a direct
+// convolution has as weights, over all phases.
+int64_t direct_steps(const fastadv::DirectArgs& args) {
+  const int64_t phases = args.gradient ? args.stride[0] * args.stride[1] : 1;
+  int64_t steps = 0;
+  for (int64_t i = 0; i < phases; ++i) {
+    int64_t taps = 1;
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t own = axis == 0 ? i / args.stride[1] : i % args.stride[1];
+      int64_t seen = 0;
+      for (int64_t k = 0; k < args.kernel[axis]; ++k) {
+        const int64_t distance = own + args.padding[axis] - k * args.dilation[axis];
+        seen += !args.gradient || distance % args.stride[axis] == 0;
+      }
+      taps *= seen;
+    }
+    const int64_t depth = taps * args.channels;
+    steps += args.bfloat16 ? (depth + 1) / 2 : depth;
+  }
+  return steps;
+}
+
+void direct(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
+            std::optional<Tensor> bias, std::optional<Tensor> residual, std::optional<Tensor> mask,
+            std::vector<int64_t> kernel, std::vector<int64_t> stride, std::vector<int64_t> padding,
+            std::vector<int64_t> dilation, bool gradient, bool relu) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+  STD_TORCH_CHECK(
+      kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+      "`kernel`, `stride`, `padding` and `dilation` must be two numbers each");
+  const int64_t n = x.size(0), bytes = sign_bytes(y.size(3));
+  fastadv::DirectArgs args{};
+  args.samples = n;
+  args.height = x.size(1), args.width = x.size(2), args.channels = x.size(3);
+  args.rows = y.size(1), args.columns = y.size(2), args.outputs = y.size(3);
+  args.gradient = gradient, args.relu = relu;
+  args.bfloat16 = weights.scalar_type() == ScalarType::BFloat16;
+  for (int axis = 0; axis < 2; ++axis) {
+    args.kernel[axis] = kernel[axis], args.stride[axis] = stride[axis];
+    args.padding[axis] = padding[axis], args.dilation[axis] = dilation[axis];
+    const int64_t in = gradient ? y.size(1 + axis) : x.size(1 + axis);
+    const int64_t out = gradient ? x.size(1 + axis) : y.size(1 + axis);
+    STD_TORCH_CHECK(
+        kernel[axis] > 0 && stride[axis] > 0 && padding[axis] >= 0 && dilation[axis] > 0,
+        "`kernel`, `stride` and `dilation` must be positive, and `padding` not negative");
+    const int64_t seen = in + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1;
+    STD_TORCH_CHECK(seen >= 0 && out == seen / stride[axis] + 1,
+                    "`x` and `y` must have the sizes of a convolution and its output");
+  }
+  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kDirectTaps &&
+                      stride[0] * stride[1] <= fastadv::kDirectPhases,
+                  "`kernel` must have at most 64 taps and `stride` at most 16 phases");
+  STD_TORCH_CHECK(args.channels > 0 && args.outputs > 0, "`x` and `y` must have channels");
+  check(x, "x", ScalarType::Float, {n, args.height, args.width, args.channels});
+  check(y, "y", ScalarType::Float, {n, args.rows, args.columns, args.outputs});
+  STD_TORCH_CHECK(!args.bfloat16 || fastadv::multiplies_bfloat16(),
+                  "`weights` must be float32: the kernels in use have no bfloat16 products");
+  const int64_t wide = panels(args.outputs) * fastadv::kPanel * (args.bfloat16 ? 2 : 1);
+  check(weights, "weights", args.bfloat16 ? ScalarType::BFloat16 : ScalarType::Float,
+        {direct_steps(args) * wide});
+  args.x = floats(x), args.weights = floats(weights);
+  args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
+  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                             {n, args.rows, args.columns, args.outputs});
+  args.mask = check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte,
+                                           {n, args.rows, args.columns, bytes});
+  args.signs =
+      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, args.rows, args.columns, bytes});
+  fastadv::run_direct(args, parallel);
+}
+
 void relu(Tensor y, std::optional<Tensor> signs, Tensor x, std::optional<Tensor> residual,
           std::optional<Tensor> mask) {
   STD_TORCH_CHECK(x.dim() == 4, "`x` must be (N, H, W, C)");
@@ -151,6 +224,7 @@ int64_t fingerprint(Tensor x) {
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("winograd_", TORCH_BOX(&winograd));
   m.impl("winograd_weights_", TORCH_BOX(&winograd_weights));
+  m.impl("direct_", TORCH_BOX(&direct));
   m.impl("relu_", TORCH_BOX(&relu));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
 }

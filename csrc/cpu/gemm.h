@@ -21,6 +21,8 @@ constexpr int kRows = 2, kAtOnce = 1;  // 8 of 16
 
 // How numbers are multiplied: float32, or pairs of bfloat16 in the place of one, summed in float32.
 struct Singles {
+  static constexpr int kPerStep = 1;  // numbers of a that one step of the depth multiplies
+  static int64_t steps(int64_t numbers) { return numbers; }
   FASTADV_FN static Floats broadcast(float a) { return fastadv::FASTADV_ISA::broadcast(a); }
   FASTADV_FN static Floats add_product(Floats a, Floats b, Floats sum) {
     return multiply_add(a, b, sum);
@@ -35,6 +37,8 @@ struct Singles {
 // Asked of the processor before it is used. In assembly, since no flag of this build allows the
 // instruction: the compiler must not put it anywhere else.
 struct Pairs {
+  static constexpr int kPerStep = 2;
+  static int64_t steps(int64_t numbers) { return (numbers + 1) / 2; }
   FASTADV_FN static Floats broadcast(float a) {  // the bits, which as a float may be denormal
     return bit_cast<Floats>(bit_cast<int32_t>(a) - Ints{});
   }
@@ -66,12 +70,25 @@ struct Product {
   int64_t c_row;
   int64_t group;
   int64_t depth;
+  bool add = false;  // to c
 };
+
+// Where vector q of a row of c begins.
+FASTADV_FN int64_t column_of(const Product& p, int q) {
+  return q / kPanelVectors * p.group + q % kPanelVectors * kLanes<float>;
+}
 
 template <class Products, int R, int P>
 FASTADV_FN void multiply_block(const Product& p) {
   constexpr int Q = P * kPanelVectors;
   Floats sum[R][Q] = {};
+  if (p.add) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) sum[r][q] = load(p.c + r * p.c_row + column_of(p, q));
+    }
+  }
   for (int64_t d = 0; d < p.depth; ++d) {
     const float* const row = p.a + d / kPanel * p.group + d % kPanel;
     Floats b[Q];
@@ -94,8 +111,7 @@ FASTADV_FN void multiply_block(const Product& p) {
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
-      const int64_t at = q / kPanelVectors * p.group + q % kPanelVectors * kLanes<float>;
-      store(p.c + r * p.c_row + at, bit_cast<Ints>(sum[r][q]));
+      store(p.c + r * p.c_row + column_of(p, q), bit_cast<Ints>(sum[r][q]));
     }
   }
 }

@@ -127,6 +127,27 @@ struct WinogradWeightsArgs {
 };
 using WinogradWeightsKernel = void (*)(const WinogradWeightsArgs&, int64_t begin, int64_t end);
 
+// Any convolution of one group, channels last, or its gradient by its input (then x is the gradient
+// of the output, and rows and columns are the input's).
+constexpr int64_t kDirectDepth = 256;  // numbers of an output's taps that are multiplied at once
+constexpr int64_t kDirectTaps = 64, kDirectPhases = 16;
+struct DirectArgs {
+  const float* x;  // (samples, height, width, channels)
+  // A phase's after the other's, in parts of kDirectDepth numbers, each (panels of the outputs,
+  // numbers, kPanel); of bfloat16 (panels, pairs of numbers, kPanel, 2).
+  const float* weights;
+  const float* bias;  // as in WinogradArgs, as all that follows
+  const float* residual;
+  const uint8_t* mask;
+  float* y;  // (samples, rows, columns, outputs)
+  uint8_t* signs;
+  int64_t samples, height, width, channels, rows, columns, outputs;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  bool gradient, relu, bfloat16;
+  int64_t block;  // outputs of a task
+};
+using DirectKernel = void (*)(const DirectArgs&, int64_t begin, int64_t end);  // tasks
+
 // y = relu(x [+ residual]) with its signs, or y = x where `mask` has a bit; channels last.
 struct ReluArgs {
   const float* x;         // pixels * channels
@@ -194,6 +215,7 @@ struct Kernels {
   UniformKernel uniform[2];  // float32, float64
   WinogradKernel winograd;
   WinogradWeightsKernel winograd_weights;  // rows: a panel's channel, or two of bfloat16
+  DirectKernel direct;
   ReluKernel relu;
   FingerprintKernel fingerprint;
   DensePgdKernel dense_pgd;

@@ -31,6 +31,7 @@ const Kernels& table() {
       .uniform = {uniform<float>, uniform<double>},
       .winograd = winograd,
       .winograd_weights = winograd_weights,
+      .direct = direct,
       .relu = relu,
       .fingerprint = fingerprint,
       .dense_pgd = dense_pgd,

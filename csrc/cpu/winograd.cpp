@@ -8,8 +8,8 @@
 // Measured on one core of an EPYC 9004 with AVX-512, 32 images: 290 GFLOP/s with 64 to 256
 // channels, counted as the direct convolution's, for which oneDNN reaches 110, the core's peak.
 #include "declare.h"
+#include "epilogue.h"
 #include "gemm.h"
-#include "signs.h"
 #include "sweep.h"
 #include "winograd_transform.h"
 #include "workspace.h"
@@ -67,20 +67,6 @@ void read_patches(const WinogradArgs& args, const Geometry& g, int64_t first, in
                       [&](int part, Floats v) { Products::put(to + part * kPanel, kGroup, c, v); });
     });
   }
-}
-
-// The pixel of y at `at`, with what follows the convolution.
-template <class... N>
-FASTADV_FN void finish(const WinogradArgs& args, int64_t pixel, int64_t k, Floats v, N... n) {
-  const int64_t at = pixel * args.outputs + k;
-  if (args.residual) v += load(args.residual + at, n...);
-  if (args.relu) {
-    const Ints positive = ~(v <= 0);  // so that NaN passes
-    if (args.signs) put_signs(args.signs, args.outputs, pixel, k, positive);
-    v = positive ? v : Floats{};
-  }
-  if (args.mask) v = get_signs(args.mask, args.outputs, pixel, k) ? v : Floats{};
-  store(args.y + at, bit_cast<Ints>(v), n...);
 }
 
 void write_tiles(const WinogradArgs& args, const Geometry& g, int64_t first, int64_t count,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastadv.engine.pool import pool
 from fastadv.engine.reference import sign_bytes, transformed_shape
+from fastadv.engine.reference_direct import Geometry
 
 _ops = torch.ops.fastadv
 
@@ -69,6 +70,38 @@ def convolve_relu(
     added = None if residual is None else _rows(residual)
     if n:
         _ops.winograd_(y, signs, rows, weights, bias, added, None, padding, True)
+    return _images(y), signs
+
+
+def convolve_directly(
+    x: Tensor,  # (N, C, H, W)
+    weights: Tensor,  # as direct_weights gives them
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    outputs: int,
+    size: tuple[int, int],  # of y
+    geometry: Geometry,
+    gradient: bool,
+) -> Tensor:  # (N, outputs, *size)
+    """conv(x) + bias + residual, and zero where the mask has no bit; or a gradient so."""
+    rows = _rows(x)
+    y = pool.empty((len(rows), *size, outputs), torch.float32)
+    added = None if residual is None else _rows(residual)
+    _ops.direct_(y, None, rows, weights, bias, added, mask, *geometry, gradient, False)
+    return _images(y)
+
+
+def convolve_relu_directly(
+    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
+    size: tuple[int, int], geometry: Geometry,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(relu(conv(x) + bias + residual), its signs)."""
+    rows = _rows(x)
+    y = pool.empty((len(rows), *size, outputs), torch.float32)
+    signs = _signs_like(y)
+    added = None if residual is None else _rows(residual)
+    _ops.direct_(y, signs, rows, weights, bias, added, None, *geometry, False, True)
     return _images(y), signs
 
 

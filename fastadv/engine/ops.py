@@ -6,7 +6,7 @@ The ops themselves write into tensors that they are given; the functions lease t
 
 from __future__ import annotations
 
-from fastadv.engine import reference, reference_dense
+from fastadv.engine import reference, reference_dense, reference_direct
 from fastadv.ops import _define, _no_result
 
 _define(
@@ -20,6 +20,14 @@ _define(
     "winograd_weights_",
     "(Tensor(a!) weights, Tensor weight, Tensor? scale, bool gradient) -> ()",
     reference.winograd_weights_,
+    _no_result,
+)
+_define(
+    "direct_",
+    "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
+    "Tensor? mask, int[] kernel, int[] stride, int[] padding, int[] dilation, bool gradient, "
+    "bool relu) -> ()",
+    reference_direct.direct_,
     _no_result,
 )
 _define(

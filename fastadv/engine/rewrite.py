@@ -8,11 +8,14 @@ no kernel serves stays as ATen runs it, but for the gradients of weights, which 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fastadv.engine import calls
+from fastadv.engine.choice import DIRECT, WINOGRAD, choose, geometry_of, is_gradient, weight_of
 from fastadv.engine.fold import fold_norms
 from fastadv.engine.graph import (
     ADD,
@@ -23,16 +26,14 @@ from fastadv.engine.graph import (
     drop_detaches,
     insert,
     is_channels_last,
-    is_weight,
     item,
     only_user,
     relax_views,
     value,
 )  # fmt: skip
 from fastadv.engine.reference import sign_bytes, transformed_shape
+from fastadv.engine.reference_direct import direct_weights
 from fastadv.engine.report import Row
-
-WINOGRAD = "winograd F(4x4,3x3)"
 
 
 def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
@@ -41,14 +42,14 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
     drop_detaches(graph)
     left = fold_norms(graph)
     convolutions = [node for node in graph.nodes if node.target is CONVOLUTION]
-    rows, winograd = [], WINOGRAD + (", bfloat16" if bfloat16 else "")
+    rows = []
     for conv in convolutions:
-        why = why_not(conv, native)
+        kernel, why = choose(conv, native, bfloat16)
         name, shape = layer_of(conv.args[1] if "norm" not in conv.meta else conv.meta["norm"][0])
         folded = ", norm folded" if "norm" in conv.meta else ""
-        fused = _serve(conv, bfloat16) if why is None else ""
-        served = winograd if why is None else "ATen"
-        rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why or "fewest products"))
+        fused = _serve(conv, kernel, bfloat16) if kernel else ""
+        served = served_by(kernel, bfloat16)
+        rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why))
     for node, reason in left.items():
         name, _ = layer_of(node.args[1] or node.args[3])
         rows.append(Row(name, "batch norm", "ATen", reason))
@@ -63,6 +64,10 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
     return rows
 
 
+def served_by(kernel: str | None, bfloat16: bool) -> str:
+    return "ATen" if kernel is None else kernel + (", bfloat16" if bfloat16 else "")
+
+
 def layer_of(weight: object) -> tuple[str, str]:
     """The dotted name of the layer that a weight belongs to, and the weight's shape."""
     source = weight.meta.get("source", "") if isinstance(weight, fx.Node) else ""
@@ -70,50 +75,24 @@ def layer_of(weight: object) -> tuple[str, str]:
     return ".".join(re.findall(r"_modules\['([^']+)'\]", source)) or "(unnamed)", shape
 
 
-def why_not(conv: fx.Node, native: bool) -> str | None:
-    """Why the Winograd kernel does not serve a convolution, or its gradient; None where it does."""
-    backward = conv.target is CONVOLUTION_BACKWARD
-    weight = conv.meta["norm"][0] if "norm" in conv.meta else conv.args[2 if backward else 1]
-    stride, padding, dilation, transposed, _, groups = conv.args[4 if backward else 3 :][:6]
-    if not native:
-        return "no compiled kernels"
-    if value(weight) is None or value(weight).dim() != 4 or list(value(weight).shape[2:]) != [3, 3]:
-        return "is not 3x3"
-    if transposed or groups != 1:
-        return "is transposed" if transposed else f"has {groups} groups"
-    if list(stride) != [1, 1] or list(dilation) != [1, 1]:  # type: ignore[arg-type]
-        return f"stride {stride}, dilation {dilation}"
-    if list(padding) not in ([0, 0], [1, 1], [2, 2]):  # type: ignore[arg-type]
-        return f"padding {padding}"
-    if not is_weight(weight) or not (backward or "norm" in conv.meta or is_weight(conv.args[2])):
-        return "its weights are computed"
-    y = value(conv)[0] if backward else value(conv)
-    x = value(conv.args[0])
-    if not is_channels_last(x) or not is_channels_last(y):
-        return "its images are not float32 and channels last"
-    if not backward and x.shape[1] < 8:
-        return f"{x.shape[1]} channels are too few for a transform"
-    return _waste(y)
-
-
-def _waste(y: object) -> str | None:
-    """Tiles of 4x4 on few pixels multiply zeros: 36 products a tile against 9 a pixel."""
-    rows, columns = y.shape[2:]  # type: ignore[attr-defined]
-    tiles = -(-rows // 4) * -(-columns // 4)
-    return f"{rows}x{columns} pixels leave tiles empty" if rows * columns < 6 * tiles else None
-
-
-def _packed(conv: fx.Node, gradient: bool, bfloat16: bool) -> fx.Node:
-    weight, scale = conv.meta.get("norm", (conv.args[2 if gradient else 1], None))
+def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
+    """The weights as a kernel reads them: a function of weights alone."""
+    gradient, (weight, scale) = is_gradient(conv), weight_of(conv)
     w = value(weight)
-    outputs, channels = (w.shape[1], w.shape[0]) if gradient else (w.shape[0], w.shape[1])
     first = next(node for node in conv.graph.nodes if node.op != "placeholder")
-    shape, dtype = transformed_shape(outputs, channels, bfloat16)
-    packed = w.new_empty(shape, dtype=dtype)
     forward = next((n for n in conv.graph.nodes if n.target is CONVOLUTION), first)
-    place = insert(
-        first, calls.winograd_weights, (weight, scale, gradient, bfloat16), packed, forward
-    )
+    pack: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    if kernel == WINOGRAD:
+        outputs, channels = (w.shape[1], w.shape[0]) if gradient else (w.shape[0], w.shape[1])
+        shape, dtype = transformed_shape(outputs, channels, bfloat16)
+        like, pack = w.new_empty(shape, dtype=dtype), calls.winograd_weights
+        args = (weight, scale, gradient, bfloat16)
+    else:
+        pack = direct_weights
+        args = (weight, scale, gradient, geometry_of(conv), bfloat16)
+        like = direct_weights(w, None, gradient, geometry_of(conv), bfloat16)
+    place = insert(first, pack, args, like, forward)
     if scale is not None:  # the scale itself stands after `first`
         scale.append(place)
     return place
@@ -136,7 +115,7 @@ def _signs(y: object) -> object:
     return y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)  # type: ignore[attr-defined]
 
 
-def _serve(conv: fx.Node, bfloat16: bool) -> str:
+def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
     """Puts the kernel in the place of a convolution and what it fuses; says what that was."""
     x, _, bias, _, padding = conv.args[:5]
     y, last, residual, fused = value(conv), conv, None, ""
@@ -145,15 +124,20 @@ def _serve(conv: fx.Node, bfloat16: bool) -> str:
         last, residual = found
         fused += " + residual"
     user = only_user(last)
-    packed = _packed(conv, False, bfloat16)
-    outputs, pad = y.shape[1], padding[0]  # type: ignore[index]
+    packed = _packed(conv, kernel, bfloat16)
+    direct, outputs = kernel == DIRECT, y.shape[1]
+    run: Callable[..., Any]
+    size, geometry = tuple(y.shape[2:]), geometry_of(conv)
     if user is not None and user.target is RELU:
-        args = (x, packed, bias, residual, outputs, pad)
-        both = insert(user, calls.convolve_relu, args, (y, _signs(y)), conv)
-        _replace_relu(user, both)
+        place: tuple[Any, ...] = (size, geometry) if direct else (padding[0],)  # type: ignore[index]
+        run = calls.convolve_relu_directly if direct else calls.convolve_relu
+        with_signs = (x, packed, bias, residual, outputs, *place)
+        _replace_relu(user, insert(user, run, with_signs, (y, _signs(y)), conv))
         return fused + " + relu"
-    args7 = (x, packed, bias, residual, None, outputs, pad)
-    last.replace_all_uses_with(insert(last, calls.convolve, args7, y, conv))
+    place = (size, geometry, False) if direct else (padding[0],)  # type: ignore[index]
+    run = calls.convolve_directly if direct else calls.convolve
+    args = (x, packed, bias, residual, None, outputs, *place)
+    last.replace_all_uses_with(insert(last, run, args, y, conv))
     return fused
 
 
@@ -186,13 +170,13 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
     if list(node.args[10]) != [True, False, False]:  # type: ignore[arg-type]
         return Row(name, f"gradient {shape}", "ATen", "its weights ask for a gradient")
     result, like = item(node, 0), value(x)
-    why = why_not(node, native)
-    if why is not None:
+    kernel, why = choose(node, native, bfloat16)
+    if kernel is None:
         args = (grad, weight, tuple(like.shape[1:]), *node.args[4:10])
         y = value(result)
         result.replace_all_uses_with(insert(result, calls.input_gradient, args, y, node))
         return Row(name, f"gradient {shape}", "ATen", why)
-    packed = _packed(node, True, bfloat16)
+    packed = _packed(node, kernel, bfloat16)
     residual, mask, last, fused = None, None, result, ""
     found = _residual_after(last)
     if found:
@@ -202,11 +186,12 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
     if user is not None and user.target is calls.masked and user.args[0] is last:
         last, mask = user, user.args[2]
         fused += " + mask"
-    padding = 2 - node.args[5][0]  # type: ignore[index,operator]
-    call = (grad, packed, None, residual, mask, like.shape[1], padding)
-    last.replace_all_uses_with(insert(last, calls.convolve, call, value(result), node))
-    served = WINOGRAD + (", bfloat16" if bfloat16 else "")
-    return Row(name, f"gradient {shape}{fused}", served, "fewest products")
+    direct, size = kernel == DIRECT, tuple(like.shape[2:])
+    place: tuple[Any, ...] = (size, geometry_of(node), True) if direct else (2 - node.args[5][0],)  # type: ignore[index,operator]
+    run: Callable[..., Any] = calls.convolve_directly if direct else calls.convolve
+    call = (grad, packed, None, residual, mask, like.shape[1], *place)
+    last.replace_all_uses_with(insert(last, run, call, value(result), node))
+    return Row(name, f"gradient {shape}{fused}", served_by(kernel, bfloat16), why)
 
 
 def _add_into_masks(graph: fx.Graph) -> None:

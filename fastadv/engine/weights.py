@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.calls import winograd_weights
+from fastadv.engine.reference_direct import direct_weights
 
 State = tuple[int, int, tuple[int, ...], int]  # data_ptr, _version, shape, fingerprint
 
@@ -44,7 +45,9 @@ def scaled(weight: Tensor, scale: Tensor) -> Tensor:
     return result.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else result
 
 
-FUNCTIONS: tuple[Callable[..., Tensor], ...] = (norm_scale, norm_shift, scaled, winograd_weights)
+FUNCTIONS: tuple[Callable[..., Tensor], ...] = (
+    norm_scale, norm_shift, scaled, winograd_weights, direct_weights,
+)  # fmt: skip
 
 
 @dataclass

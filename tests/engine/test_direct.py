@@ -1,0 +1,165 @@
+"""The direct convolution of any kernel, stride, padding and dilation, and its gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fastadv as fa
+from fastadv.engine import calls, reference, reference_direct
+from fastadv.engine.dense_plan import multiplies_bfloat16
+from fastadv.engine.reference_direct import Geometry, direct_weights
+
+ops = torch.ops.fastadv
+PRECISIONS = [False, True] if multiplies_bfloat16() else [False]
+
+axis = st.tuples(
+    st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3), st.integers(0, 6)
+)
+convolutions = st.tuples(axis, axis, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
+
+
+def images(n: int, channels: int, height: int, width: int) -> Tensor:
+    return torch.randn(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def geometry_and_size(*axes: tuple[int, int, int, int, int]) -> tuple[Geometry, tuple[int, int]]:
+    """Of a convolution whose input is at least as large as its kernel."""
+    kernel, stride, padding, dilation, more = zip(*axes, strict=True)
+    size = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) + more[i] for i in range(2)]
+    return (kernel, stride, padding, dilation), (size[0], size[1])
+
+
+@pytest.mark.parametrize("bfloat16", PRECISIONS)
+@given(convolutions, st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_convolution_and_its_gradient_are_float64s(
+    bfloat16: bool, convolution: tuple[object, object, int, int, int], added: bool
+) -> None:
+    *axes, n, channels, outputs = convolution
+    geometry, size = geometry_and_size(*axes)
+    x = images(n, channels, *size)
+    w = torch.randn(outputs, channels, *geometry[0]) / (channels * w_taps(geometry)) ** 0.5
+    exact = F.conv2d(x.double(), w.double(), None, *geometry[1:])
+    bias = torch.randn(outputs) if added else None
+    residual = images(*exact.shape) if added else None
+    exact = exact + bias[:, None, None] + residual if added else exact
+    packed = direct_weights(w, None, False, geometry, bfloat16)
+    place = (tuple(exact.shape[2:]), geometry)
+    y = calls.convolve_directly(x, packed, bias, residual, None, outputs, *place, False)
+    near(y, exact, bfloat16)
+    rectified, signs = calls.convolve_relu_directly(x, packed, bias, residual, outputs, *place)
+    assert torch.equal(rectified, y.relu())
+    assert torch.equal(reference.unpack_signs(signs, outputs).permute(0, 3, 1, 2), y > 0)
+
+    grad = images(*exact.shape)
+    turned = direct_weights(w, None, True, geometry, bfloat16)
+    passed = torch.randn(n, *size, channels) > 0
+    mask = reference.pack_signs(passed)
+    found = calls.convolve_directly(grad, turned, None, None, mask, channels, size, geometry, True)
+    exact = torch.nn.grad.conv2d_input(x.shape, w.double(), grad.double(), *geometry[1:])
+    near(found, torch.where(passed.permute(0, 3, 1, 2), exact, 0), bfloat16)
+
+
+def w_taps(geometry: Geometry) -> int:
+    return geometry[0][0] * geometry[0][1]
+
+
+def near(found: Tensor, exact: Tensor, bfloat16: bool) -> None:
+    assert found.shape == exact.shape
+    size = max(1.0, float(exact.abs().max()))
+    assert float((found - exact).abs().max()) <= (4e-2 if bfloat16 else 1e-5) * size
+
+
+@pytest.mark.parametrize("bfloat16", PRECISIONS)
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "stride"), [(5, 7, 3, 2), (70, 20, 3, 2), (300, 16, 1, 3)]
+)
+def test_the_kernel_is_its_reference(
+    channels: int, outputs: int, kernel: int, stride: int, gradient: bool, bfloat16: bool
+) -> None:
+    geometry = ((kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1))
+    w = torch.randn(outputs, channels, kernel, kernel) / (channels * kernel**2) ** 0.5
+    small = (9 + 2 * (kernel // 2) - kernel) // stride + 1
+    into, out = ((outputs, small), (channels, 9)) if gradient else ((channels, 9), (outputs, small))
+    x = torch.randn(2, into[1], into[1], into[0])
+    packed = direct_weights(w, torch.linspace(0.5, 2, outputs), gradient, geometry, bfloat16)
+    results = []
+    for op in (ops.direct_, reference_direct.direct_):
+        y = torch.full((2, out[1], out[1], out[0]), torch.nan)
+        op(y, None, x, packed, None, None, None, *geometry, gradient, False)
+        results.append(y)
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("bfloat16", PRECISIONS)
+def test_packed_weights_unpack(bfloat16: bool) -> None:
+    geometry: Geometry = ((3, 2), (2, 3), (1, 0), (1, 2))
+    w = torch.randn(20, 90, 3, 2).bfloat16().float()
+    forward = direct_weights(w, None, False, geometry, bfloat16)
+    assert torch.equal(reference_direct.unpack(forward, 20, 90, False, geometry), w)
+    turned = direct_weights(w, None, True, geometry, bfloat16)
+    found = reference_direct.unpack(turned, 90, 20, True, geometry)
+    assert torch.equal(found.transpose(0, 1), w)
+
+
+def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads() -> None:
+    x, geometry = images(33, 96, 8, 8), ((3, 3), (2, 2), (1, 1), (1, 1))
+    packed = direct_weights(torch.randn(144, 96, 3, 3), None, False, geometry, False)
+
+    def run(part: Tensor) -> Tensor:
+        place = ((4, 4), geometry, False)
+        return calls.convolve_directly(part, packed, None, None, None, 144, *place)
+
+    whole, threads = run(x), torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for part in (slice(0, 1), slice(5, 8), slice(2, 33)):
+                assert torch.equal(run(x[part]), whole[part])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": torch.zeros(16)}, "`weights` must be contiguous"),
+        ({"y": torch.zeros(1, 3, 3, 8)}, "must have the sizes of a convolution"),
+        ({"stride": [0, 1]}, "must be positive"),
+        ({"kernel": [9, 9]}, "must have the sizes|at most 64 taps"),
+        ({"mask": torch.zeros(1, 2, 2, 1, dtype=torch.uint8)}, "`mask` must be"),
+        ({"padding": [1]}, "must be two numbers each"),
+    ],
+)
+def test_what_would_leave_the_memory_raises(change: dict[str, object], message: str) -> None:
+    geometry: Geometry = ((3, 3), (2, 2), (1, 1), (1, 1))
+    given_ = {
+        "y": torch.zeros(1, 2, 2, 8), "signs": None, "x": torch.zeros(1, 4, 4, 5),
+        "weights": direct_weights(torch.zeros(8, 5, 3, 3), None, False, geometry, False),
+        "bias": None, "residual": None, "mask": None, "kernel": [3, 3], "stride": [2, 2],
+        "padding": [1, 1], "dilation": [1, 1], "gradient": False, "relu": False,
+    }  # fmt: skip
+    ops.direct_(*given_.values())
+    with pytest.raises(RuntimeError, match=message):
+        ops.direct_(*(given_ | change).values())
+
+
+def test_a_model_with_strides() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 16, 1, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1),
+    ).eval()  # fmt: skip
+    x = images(3, 16, 13, 11).requires_grad_()
+    fast = fa.compile(model)
+    (found,) = torch.autograd.grad(fast(x).square().sum(), x)
+    (exact,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
+    if fa.backend().is_native:
+        assert str(fast.report()).count(" direct ") == 4
