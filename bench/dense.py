@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import importlib.util
-import math
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv as fa
-from bench import gate, machine
+from bench import attacks, gate, machine
+from bench.attacks import Craft
 from bench.store import Row, rows
 from bench.timing import interleave
 from fastadv.cli import digits
@@ -32,8 +28,6 @@ YARDSTICK = "none"
 BALL, STEPS_TO_THE_EDGE = fa.Linf(0.06), 10
 SIZES = (784, 512, 512, 10)
 GATED = 512
-
-Craft = Callable[[Tensor, Tensor], Tensor]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +42,8 @@ def run(args: argparse.Namespace) -> list[list[Row]]:
     model, x, y = _trained(args.train_epochs)
     cases = _cases(model, args.steps)
     accuracy = {
-        name: _robust_accuracy(name, model, x, y, args.batch, c) for name, c in cases.items()
+        name: attacks.robust_accuracy(name, model, x, y, args.batch, BALL, craft)
+        for name, craft in cases.items()
     }
     expected = accuracy["fastadv, plain model"]
     if max(abs(found - expected) for found in accuracy.values()) > 0.005 + 1e-9:
@@ -80,53 +75,7 @@ def _cases(model: nn.Module, steps: int) -> dict[str, Craft]:
         "fastadv, bfloat16": lambda x, y: attack(narrow, x, y),
         "fastadv, plain model": lambda x, y: attack(model, x, y),
     }
-    for name, make in PEERS.items():
-        if importlib.util.find_spec(name) is not None:
-            cases[name] = make(importlib.import_module(name), model, size, steps)
-    return cases
-
-
-def _torchattacks(library: Any, model: nn.Module, size: float, steps: int) -> Craft:
-    attack = library.PGD(model, eps=BALL.radius, alpha=size, steps=steps, random_start=False)
-    return lambda x, y: attack(x, y)
-
-
-def _foolbox(library: Any, model: nn.Module, size: float, steps: int) -> Craft:
-    wrapped = library.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    options = {"abs_stepsize": size, "steps": steps, "random_start": False}
-    attack = library.attacks.LinfProjectedGradientDescentAttack(**options)
-    return lambda x, y: attack(wrapped, x, y, epsilons=BALL.radius)[1]
-
-
-def _art(library: Any, model: nn.Module, size: float, steps: int) -> Craft:
-    attacks: Any = importlib.import_module("art.attacks.evasion")
-    estimators: Any = importlib.import_module("art.estimators.classification")
-    classifier = estimators.PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), (SIZES[0],), SIZES[-1], clip_values=(0.0, 1.0),
-        device_type="cpu",
-    )  # fmt: skip
-
-    def craft(x: Tensor, y: Tensor) -> Tensor:
-        attack = attacks.ProjectedGradientDescentPyTorch(
-            classifier, norm=math.inf, eps=BALL.radius, eps_step=size, max_iter=steps,
-            batch_size=len(x), verbose=False,
-        )  # fmt: skip
-        return torch.from_numpy(attack.generate(x.numpy(), functional.one_hot(y, 10).numpy()))
-
-    return craft
-
-
-PEERS = {"torchattacks": _torchattacks, "foolbox": _foolbox, "art": _art}
-
-
-def _robust_accuracy(
-    name: str, model: nn.Module, x: Tensor, y: Tensor, batch: int, craft: Craft
-) -> float:
-    starts = range(0, len(x), batch)
-    x_adv = torch.cat([craft(x[k : k + batch], y[k : k + batch]) for k in starts])
-    verdict = fa.verify(model, x, x_adv, y, BALL, tolerance=1e-5)
-    gate.inside(name, verdict.distance, BALL.radius * (1 + 1e-5))
-    return verdict.robust_accuracy
+    return cases | attacks.peers(model, BALL, size, steps)
 
 
 def _say_speed(seconds: float, batch: int, steps: int) -> None:

@@ -22,6 +22,11 @@ class Report:
     graphs: dict[str, tuple[Row, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def bypassed(self) -> bool:
+        """Whether the model runs as plain torch."""
+        return any(note.startswith("runs as plain torch") for note in self.notes)
+
     def __str__(self) -> str:
         lines = list(self.notes)
         for name, rows in self.graphs.items():
