@@ -7,6 +7,7 @@ __path__ = package_path(__path__)  # before any other import: see _locate.py
 from fastadv import evaluation, numpy, ops, training, universal
 from fastadv.attack import Attack, AttackResult
 from fastadv.balls import L1, L2, Ball, Linf
+from fastadv.deepfool import DeepFool, DeepFoolResult
 from fastadv.engine import compile
 from fastadv.evaluation import evaluate
 from fastadv.model import normalized
@@ -20,7 +21,7 @@ from fastadv.objectives import (
 )
 from fastadv.ops import backend
 from fastadv.perturbation import Perturbation
-from fastadv.recipes import apgd, bim, fgsm, mi_fgsm, pgd
+from fastadv.recipes import apgd, bim, deepfool, fgsm, mi_fgsm, pgd
 from fastadv.rules import Adam, Auto, Gradient, Momentum, Steepest
 from fastadv.verify import Verdict, verify
 
@@ -34,6 +35,8 @@ __all__ = [
     "AttackResult",
     "Auto",
     "Ball",
+    "DeepFool",
+    "DeepFoolResult",
     "Gradient",
     "Linf",
     "Momentum",
@@ -47,6 +50,7 @@ __all__ = [
     "binary_cross_entropy",
     "compile",
     "cross_entropy",
+    "deepfool",
     "dlr",
     "evaluate",
     "evaluation",

@@ -48,11 +48,11 @@ class Problem:
             leaf = x_adv.detach().requires_grad_()
             logits = output(self.model, leaf.clone())  # a model may write on its input
             if not logits.requires_grad:
-                raise ValueError(_NO_GRADIENT)
+                raise ValueError(NO_GRADIENT)
             loss, logits_grad, fooled = self._head(logits)
             (grad,) = torch.autograd.grad(logits, leaf, logits_grad, allow_unused=True)
         if grad is None:
-            raise ValueError(_NO_GRADIENT)
+            raise ValueError(NO_GRADIENT)
         if grad.numel():
             least, most = grad.aminmax()  # NaN where any is; inf - inf is NaN too
             self.tally.seen.append(((least - least) + (most - most))[None].to(loss.dtype))
@@ -105,7 +105,7 @@ class Problem:
             )
 
 
-_NO_GRADIENT = (
+NO_GRADIENT = (
     "`model` must be differentiable with respect to its input, but its output does not depend on x "
     "through autograd: is there a detach(), a torch.no_grad() or an argmax in it?"
 )

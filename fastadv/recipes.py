@@ -6,9 +6,10 @@ from typing import Any
 
 from fastadv.attack import Attack
 from fastadv.balls import Ball, require_ball
+from fastadv.deepfool import DeepFool
 from fastadv.rules import Auto, Momentum, Steepest, StepSize
 
-# Every recipe takes Attack's own keywords too: objective, start, restarts, stop, mode.
+# Every recipe of an Attack takes its keywords too: objective, start, restarts, stop, mode.
 
 
 def fgsm(ball: Ball, **options: Any) -> Attack:
@@ -51,3 +52,11 @@ def apgd(ball: Ball, steps: int = 100, rho: float = 0.75, **options: Any) -> Att
     With `objective=fa.dlr` it is APGD-DLR. A sample keeps the first iterate that fools the model.
     """
     return Attack(ball, Auto(rho), steps, **options)
+
+
+def deepfool(norm: str = "l2", steps: int = 50, **options: Any) -> DeepFool:
+    """The smallest perturbation, l2 or linf, that changes the prediction (1511.04599).
+
+    The options are DeepFool's: overshoot, classes, bounds, mode.
+    """
+    return DeepFool(norm, steps, **options)
