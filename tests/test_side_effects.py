@@ -35,6 +35,12 @@ RUNS["y none"] = lambda model, x, y: ATTACKS["pgd linf"](model, x)
 RUNS["target"] = lambda model, x, y: ATTACKS["pgd linf"](model, x, target=y)
 RUNS["universal"] = lambda model, x, y: fa.universal.gradient(ATTACKS["pgd linf"], model, [(x, y)])
 RUNS["universal y none"] = lambda model, x, y: fa.universal.gradient(ATTACKS["fgsm"], model, [x])
+RUNS["deepfool"] = lambda model, x, y: fa.deepfool(steps=3)(model, x, y)
+RUNS["moosavi"] = lambda model, x, y: fa.universal.moosavi(LINF, model, [(x, y)], passes=2)
+RUNS["moosavi pgd"] = lambda model, x, y: fa.universal.moosavi(
+    LINF, model, [x], passes=2, inner=ATTACKS["pgd l2"]
+)
+RUNS["averaged"] = lambda model, x, y: fa.universal.averaged(LINF, model, [(x, y)], passes=2)
 RUNS["verify"] = lambda model, x, y: fa.verify(model, x, x.clone(), y, LINF)
 
 
@@ -144,7 +150,7 @@ def test_one_draw_from_the_global_generator_at_most(
     RUNS[name](prepared(), *images)
     after = torch.random.get_rng_state()
     torch.manual_seed(1)
-    if name in ("fgsm", "mi_fgsm", "verify", "universal y none"):
+    if name in ("fgsm", "mi_fgsm", "verify", "universal y none", "deepfool", "moosavi", "averaged"):
         expected = torch.random.get_rng_state()  # a start from x draws nothing
     else:
         torch.randint(0, 2**63 - 1, ())

@@ -1,5 +1,9 @@
 """Universal perturbations: one delta for all inputs. One file an algorithm."""
 
+from fastadv.universal.averaged import averaged
 from fastadv.universal.gradient import gradient
+from fastadv.universal.moosavi import moosavi
+from fastadv.universal.passes import Pass
+from fastadv.universal.rates import Rates, measure
 
-__all__ = ["gradient"]
+__all__ = ["Pass", "Rates", "averaged", "gradient", "measure", "moosavi"]

@@ -18,8 +18,7 @@ from fastadv.objectives import as_objective
 from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
 from fastadv.universal.ascent import Ascent
-
-Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
+from fastadv.universal.batches import Batch, require_loader, require_some, unpack
 
 
 @torch.inference_mode(False)  # where no gradient could be taken
@@ -54,14 +53,13 @@ def gradient(
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
-    if isinstance(loader, Tensor):
-        raise TypeError("`loader` must give batches, got a tensor: wrap it, as in [x] or [(x, y)]")
+    require_loader(loader)
     ascent = Ascent(attack, init, signs, generator)
     for epoch in range(epochs):
         bar = tqdm(loader, disable=not progress, desc=f"universal {epoch + 1}/{epochs}")
         seen, fooled = 0, 0
         for batch in bar:
-            x, y = _unpack(batch)
+            x, y = unpack(batch)
             problem = _problem(attack, model, x, y, target)
             with torch.no_grad(), crafting(model, attack.mode):
                 loss, grad, hits = problem.gradient(ascent.apply(x))
@@ -69,9 +67,7 @@ def gradient(
             ascent.step(grad, None if loss_cap is None else loss <= loss_cap)
             seen, fooled = seen + len(x), fooled + int(hits.sum())
             bar.set_postfix(fooled=f"{fooled / max(seen, 1):.3f}", refresh=False)
-        if not seen:
-            used_up = ": is it an iterator that the first epoch used up?" if epoch else ""
-            raise ValueError(f"`loader` must give batches in every epoch, got none{used_up}")
+        require_some(seen, again=epoch > 0)
     return ascent.perturbation
 
 
@@ -87,11 +83,3 @@ def _problem(
         with torch.no_grad(), crafting(model, attack.mode):
             y = objective.predict(output(model, x.clone()))
     return Problem(model, objective, attack.ball, x, radius, y, goal)
-
-
-def _unpack(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 2:
-        return batch[0], _checks.labels(batch[1], "y") if len(batch) == 2 else None
-    raise TypeError(f"`loader` must give (x, y) or x, got a {type(batch).__name__}")

@@ -1,0 +1,60 @@
+"""How many inputs a perturbation fools, and how many the model then gets wrong: two numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastadv.model import Model, crafting
+from fastadv.objectives import cross_entropy
+from fastadv.perturbation import Perturbation
+from fastadv.problem import output
+from fastadv.universal.batches import Batch, samples
+
+
+@dataclass(frozen=True)
+class Rates:
+    """fooled: the share whose prediction changes. wrong: the share predicted other than y, None
+    without labels. samples: of so many."""
+
+    fooled: float
+    wrong: float | None
+    samples: int
+
+    def __str__(self) -> str:
+        wrong = "" if self.wrong is None else f", wrong {self.wrong:.3f}"
+        return f"fooled {self.fooled:.3f}{wrong}, of {self.samples}"
+
+
+@torch.inference_mode(False)
+def measure(uap: Perturbation, model: Model, loader: Iterable[Batch]) -> Rates:
+    """The rates of `uap` over the batches (x, y), or x, of `loader`; the model in eval mode.
+
+    Raises ValueError for a loader without samples, x beyond the bounds, and a model that gives NaN.
+    """
+    return rates_of(uap, model, loader, "loader", again=False)
+
+
+def rates_of(
+    uap: Perturbation, model: Model, loader: Iterable[Batch], name: str, again: bool
+) -> Rates:
+    """`measure`, of a loader that its errors call by `name`, read before or not."""
+    seen, fooled, wrong, labelled = 0, 0, 0, 0
+    with torch.no_grad(), crafting(model, "eval"):
+        for x, y in samples(loader, uap.ball, name, again):
+            before, after = predictions(model, x), predictions(model, uap.apply(x))
+            seen, fooled = seen + len(x), fooled + int((before != after).sum())
+            if y is not None:
+                labelled, wrong = labelled + len(y), wrong + int((after != y).sum())
+    return Rates(fooled / seen, wrong / seen if labelled == seen else None, seen)
+
+
+def predictions(model: Model, x: Tensor) -> Tensor:  # (N, *shape) -> (N,)
+    """The classes that the model says. Raises ValueError for NaN and for other than (N, C)."""
+    logits = output(model, x.clone())  # a model may write on its input
+    label = logits.detach().argmax(1) if logits.dim() == 2 else logits
+    cross_entropy.check(logits, label)
+    return label
