@@ -20,6 +20,7 @@ from fastadv.reference import box, clamp, compute_dtype
 _BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2}
 _DUAL = {"linf": 1.0, "l2": 2.0}
 _NUDGE = 1e-4  # beyond the boundary, in the units of x: the authors' constant
+_NAN = "`model` gave NaN: its logits or their gradients are no number"
 _FEW = 8  # so many samples' gradients are cheaper in one vmapped backward than in one a class
 
 
@@ -108,7 +109,7 @@ class DeepFool:
         with torch.inference_mode(False), torch.no_grad():
             x = x.detach().clone() if x.is_inference() else x.detach()
             _checks.inputs(x, torch.zeros((), device=x.device), self.ball.bounds_for(x))
-            search = _Search(self, x, _checks.labels(y, "y"))
+            search = Search(self, x, _checks.labels(y, "y"))
             if x.numel():
                 with crafting(model, self.mode):
                     search.climb(model)
@@ -116,17 +117,11 @@ class DeepFool:
         return DeepFoolResult(search.x_adv, search.success, distance, search.steps, search.forwards)
 
 
-def require_deepfool(inner: object) -> None:
-    """Raises TypeError unless `inner` is a DeepFool."""
-    if not isinstance(inner, DeepFool):
-        raise TypeError(f"`inner` must be a DeepFool, as in fa.deepfool(), got {inner!r}")
+class Search:
+    """DeepFool under way on a batch that was checked, of a model in the mode that it shall have."""
 
-
-class _Search:
-    """DeepFool under way on a batch."""
-
-    def __init__(self, rule: DeepFool, x: Tensor, y: Tensor | None) -> None:
-        self.rule, self.x, self.y = rule, x, y
+    def __init__(self, rule: DeepFool, x: Tensor, y: Tensor | None, checked: bool = False) -> None:
+        self.rule, self.x, self.y, self.checked = rule, x, y, checked  # y's classes: are there such
         self.x_adv = x.clone(memory_format=torch.contiguous_format)
         self.r = torch.zeros_like(self.x_adv, dtype=compute_dtype(x.dtype))
         self.success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -139,9 +134,12 @@ class _Search:
         todo = torch.arange(len(self.x), device=self.x.device)
         for k in range(self.rule.steps + 1):
             leaf, logits = self._forward(model, todo)
+            best, said = logits.detach().max(1)  # NaN where any logit is
             if k == 0:
                 self._rank(logits.detach())
-            fooled = logits.detach().argmax(1) != self.order[todo, 0]
+            if bool(best.isnan().any()):
+                raise ValueError(_NAN)
+            fooled = said != self.order[todo, 0]
             if bool(fooled.any()):
                 self.success[todo[fooled]] = True
                 todo = todo[~fooled]
@@ -167,11 +165,12 @@ class _Search:
 
     def _rank(self, logits: Tensor) -> None:
         """The candidates of each sample: its label, then the other classes, the likeliest first."""
-        first = logits.sort(dim=1, descending=True, stable=True).indices
-        cross_entropy.check(logits, first[:, 0] if self.y is None else self.y)
-        self.order = first[:, : self.rule.classes]
+        self.order = logits.sort(dim=1, descending=True, stable=True).indices
+        self.order = self.order[:, : self.rule.classes]
         if self.y is not None:  # where it is not the prediction, the sample is done
-            self.order = torch.cat([self.y.long()[:, None], self.order[:, 1:]], 1)
+            if not self.checked:
+                cross_entropy.check(logits, self.y)
+            self.order[:, 0] = self.y
 
     def _step(self, todo: Tensor, logits: Tensor, leaf: Tensor) -> None:
         """r moves across the nearest of the boundaries as they look from x_adv."""
@@ -182,7 +181,7 @@ class _Search:
         away = (z[:, 1:] - z[:, :1]).abs()
         distance = torch.where(size == 0, math.inf, away / size)
         if bool(distance.isnan().any()):
-            raise ValueError("`model` gave NaN: its logits or their gradients are no number")
+            raise ValueError(_NAN)
         nearest, k = distance.min(1)
         direction = w[torch.arange(len(k), device=k.device), k]
         if self.rule.norm == "l2":
@@ -204,7 +203,10 @@ class _Search:
         point = (origin + self.rule.overshoot * r).to(x.dtype)
         if bounds is not None:  # what roundings left of it
             ops.project_(point, x, ball=self.rule.ball)
-        self.x_adv[todo], self.r[todo] = point, r
+        if every:
+            self.x_adv, self.r = point, r
+        else:
+            self.x_adv[todo], self.r[todo] = point, r
         self.steps[todo] += 1
 
 

@@ -138,7 +138,7 @@ def test_blocks_save_forwards_and_change_nothing() -> None:
         runs[block] = uap.delta, model.calls
     for delta, _ in runs.values():
         torch.testing.assert_close(delta, runs[1][0], atol=1e-9, rtol=0)
-    assert runs[None][1] < 0.7 * runs[1][1]
+    assert runs[None][1] < 0.8 * runs[1][1]
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -309,7 +309,7 @@ def test_errors() -> None:
         ({"count": "wrong", "validation": [x]}, ValueError, "`validation` must give labels"),
         ({"count": "wrong", "loader": [(x, y[:3])]}, ValueError, "`y` must be (8,)"),
         ({"model": lambda v: model(v) * math.nan}, ValueError, "must be numbers, got NaN"),
-        ({"model": lambda v: model(v)[:, 0]}, ValueError, "`model(x)` must be (N, classes)"),
+        ({"model": lambda v: model(v)[:, 0]}, ValueError, "`model(x)` must be (8, classes)"),
         ({"model": lambda v: model(v).detach()}, ValueError, "differentiable"),
         ({"ball": 0.1}, TypeError, "`ball` must be a ball"),
         ({"init": fa.Perturbation(torch.zeros(5), ball)}, ValueError, "`init` must be (6,) like"),

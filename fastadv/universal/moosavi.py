@@ -80,21 +80,29 @@ class _Speculation:
         """Updates v along a batch: (samples fooled when they were met, updates)."""
         k, fooled, updates = 0, 0, 0
         while k < len(x):
-            part = x[k : k + self.ahead]
-            said = predictions(self.model, delta.at(part))
-            left = (said == y[k : k + self.ahead]).nonzero()[:, 0]
-            run = int(left[0]) if len(left) else len(part)
+            run, left = self._score(delta, x[k : k + self.ahead], y[k : k + self.ahead])
             fooled, k = fooled + run, k + run
-            if len(left):
+            if left:
                 dr, found = solve(self.inner, self.model, delta, x[k : k + 1], y[k : k + 1])
-                if bool(found):
+                k += 1
+                if not bool(found):
+                    pass
+                elif bool(dr.any()):
                     delta.add_(dr)
                     updates += 1
-                k += 1
-            self._adapt(run, missed=len(left) == 0)
+                else:  # it was not scored
+                    fooled, run, left = fooled + 1, run + 1, False
+            self._adapt(run, left)
         return fooled, updates
 
-    def _adapt(self, run: int, missed: bool) -> None:
+    def _score(self, delta: Delta, x: Tensor, y: Tensor) -> tuple[int, bool]:
+        """How many are fooled before the first that is not, and whether there is one."""
+        if len(x) == 1 and isinstance(self.inner, DeepFool):
+            return 0, True  # its own first forward tells
+        left = (predictions(self.model, delta.at(x)) == y).nonzero()[:, 0]
+        return (int(left[0]), True) if len(left) else (len(x), False)
+
+    def _adapt(self, run: int, left: bool) -> None:
         """Twice what was fooled in a row: too long and too short a block cost about the same."""
         if self.block is None:
-            self.ahead = 2 * self.ahead if missed else 2 * run + 1
+            self.ahead = 2 * run + 1 if left else 2 * self.ahead

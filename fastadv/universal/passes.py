@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastadv import _checks, ops
-from fastadv.attack import Attack, AttackResult, draw_seed
+from fastadv.attack import Attack, draw_seed
 from fastadv.balls import Ball, require_ball
-from fastadv.deepfool import DeepFool, DeepFoolResult
+from fastadv.deepfool import DeepFool, Search
 from fastadv.model import Model, crafting
 from fastadv.perturbation import Perturbation
 from fastadv.reference import box
@@ -108,7 +108,7 @@ class Delta:
 def inner_of(inner: object, ball: Ball) -> Inner:
     """The inner solver, in the box that x + v has. Raises TypeError for what is none."""
     if isinstance(inner, DeepFool):
-        return replace(inner, bounds=ball.bounds)
+        return replace(inner, bounds=ball.bounds)  # its mode plays no part: the loop's is eval
     if isinstance(inner, Attack):
         return replace(inner, ball=replace(inner.ball, bounds=ball.bounds))
     raise TypeError(f"`inner` must be a DeepFool or an Attack, got {inner!r}")
@@ -120,19 +120,18 @@ def seed_for(inner: Inner, generator: torch.Generator | None) -> int:
 
 
 def solve(inner: Inner, model: Model, delta: Delta, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(dr (N, *shape), found (N,)): x + v + dr fools the model where it was found."""
+    """(dr (N, *shape), found (N,)): x + v + dr fools the model where it was found. For a DeepFool
+    dr is 0 where x + v does already; an attack is to be asked for the others alone."""
     origin = delta.at(x)
     if isinstance(inner, DeepFool):
-        x_adv, found = _of(inner.run(model, origin, y))
-    else:  # every start is a function of the seed and of how many there were before
-        generator = torch.Generator().manual_seed(delta.seed)
-        x_adv, found = _of(inner.run(model, origin, y, generator=generator, offset=delta.solved))
+        search = Search(inner, origin, y, checked=True)
+        search.climb(model)
+        return search.x_adv - origin, search.success
+    # Every start is a function of the seed and of how many there were before.
+    generator = torch.Generator().manual_seed(delta.seed)
+    found = inner.run(model, origin, y, generator=generator, offset=delta.solved)
     delta.solved += len(x)
-    return x_adv - origin, found
-
-
-def _of(result: DeepFoolResult | AttackResult) -> tuple[Tensor, Tensor]:
-    return result.x_adv, result.success
+    return found.x_adv - origin, found.success
 
 
 # (v, x, labels (N,)) -> (how many were fooled when they were met, updates): one batch of a pass.

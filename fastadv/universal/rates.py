@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastadv._checks import text
 from fastadv.model import Model, crafting
-from fastadv.objectives import cross_entropy
 from fastadv.perturbation import Perturbation
 from fastadv.problem import output
 from fastadv.universal.batches import Batch, samples
@@ -54,7 +54,10 @@ def rates_of(
 
 def predictions(model: Model, x: Tensor) -> Tensor:  # (N, *shape) -> (N,)
     """The classes that the model says. Raises ValueError for NaN and for other than (N, C)."""
-    logits = output(model, x.clone())  # a model may write on its input
-    label = logits.detach().argmax(1) if logits.dim() == 2 else logits
-    cross_entropy.check(logits, label)
+    logits = output(model, x.clone()).detach()  # a model may write on its input
+    if logits.shape[:-1] != x.shape[:1]:
+        raise ValueError(f"`model(x)` must be ({len(x)}, classes), got {text(logits.shape)}")
+    best, label = logits.max(1)  # NaN where any logit is
+    if bool((best.isnan() | best.isposinf()).any()):
+        raise ValueError("`model(x)` must be numbers, got NaN or +inf")
     return label
