@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from fastadv.cli import attack as attack
 from fastadv.cli import demo as demo
+from fastadv.cli import universal as universal
 from fastadv.cli.arguments import Help, Mistake, Parser
 
-COMMANDS = (demo, attack)
+COMMANDS = (demo, attack, universal)
 
 _ABOUT = """\
 Adversarial examples, universal perturbations and adversarial training on fused kernels.

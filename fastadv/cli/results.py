@@ -148,7 +148,7 @@ class Results(Folder):
         own = _own(tensors)
         if form == "npz":
             arrays = {name: value.numpy() for name, value in own.items()}
-            write(target, lambda path: _save_npz(path, arrays))
+            write(target, lambda path: save_npz(path, arrays))
         else:
             write(target, lambda path: save_file(own, path))
         return [target, self.close(report.to_dict())]
@@ -174,7 +174,8 @@ def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays, nothing that would have to be unpickled."""
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 

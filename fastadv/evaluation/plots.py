@@ -76,6 +76,25 @@ def draw(
     return figure
 
 
+def perturbation(
+    delta: Tensor, x: Tensor, x_adv: Tensor, before: Sequence[int], after: Sequence[int]
+) -> Figure:
+    """delta (C, H, W) on a scale of its own, then images without it above those with it."""
+    matplotlib, figure_type = _matplotlib()
+    with matplotlib.rc_context(_STYLE):
+        figure: Figure = figure_type(figsize=(1.6 * (len(x) + 2), 3.6), layout="constrained")
+        parts: Any = figure.subfigures(1, 2, width_ratios=(2, len(x)))
+        left, right = parts
+        _change(left.subplots(), delta)
+        for column, two in enumerate(right.subplots(2, len(x), squeeze=False).T):
+            _picture(two[0], x[column])
+            _caption(two[0], f"predicted {before[column]}", _QUIET)
+            _picture(two[1], x_adv[column])
+            colour = _RIGHT if before[column] == after[column] else _WRONG
+            _caption(two[1], f"predicted {after[column]}", colour)
+    return figure
+
+
 def require() -> None:
     """Raises ModuleNotFoundError, and says what to install, where no figure can be drawn."""
     _matplotlib()

@@ -1,0 +1,250 @@
+"""python -m fastadv universal: one perturbation for a person's own model and data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from fastadv.balls import Ball
+from fastadv.cli import data, models, universal_options
+from fastadv.cli.arguments import Commands, Mistake, Parser, console, naming
+from fastadv.cli.attack import BALLS, device_for, models_for
+from fastadv.cli.data import Data
+from fastadv.cli.results import Folder, save_npz, write
+from fastadv.cli.universal_methods import METHODS, Batches, Job, Options, options_of
+from fastadv.evaluation import plots
+from fastadv.evaluation.environment import environment
+from fastadv.perturbation import Perturbation
+from fastadv.universal import Rates, measure
+from fastadv.universal.rates import predictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SHOWN = 5  # images in the figure
+
+
+class _Folder(Folder):
+    names = ("uap.safetensors", "uap.png", "adversarial.npz")
+
+    @property
+    def state(self) -> Path:
+        """Where a search keeps what it would go on from."""
+        return self._parts / "state.safetensors"
+
+
+def add(commands: Commands[Parser]) -> None:
+    """Adds the command to the command line."""
+    universal_options.add(commands).set_defaults(run=run, command="universal")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What was asked for: the model that judges, the one that is climbed on, and the data."""
+
+    given: argparse.Namespace
+    device: torch.device
+    model: nn.Module
+    crafter: nn.Module
+    own: Data
+
+    @property
+    def parts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """The data that the search sees, and the rest; or all of it for --apply."""
+        x, y = self.own.x, self.own.y
+        if self.given.apply:
+            return {"all": (x, y)}
+        first = len(x) - int(self.given.holdout * len(x))
+        labels = (None, None) if y is None else (y[:first], y[first:])
+        parts = {"searched": (x[:first], labels[0]), "unseen": (x[first:], labels[1])}
+        return {name: part for name, part in parts.items() if len(part[0])}
+
+
+def run(given: argparse.Namespace) -> int:
+    """Checks everything, finds or loads the perturbation, measures, writes and prints."""
+    options = options_of(given)
+    task = _task(given)
+    saved = _load(given.apply, task.own.x) if given.apply else None
+    with naming("--bounds"):
+        ball = saved.ball if saved else BALLS[given.norm](given.radius, given.bounds)
+    folder = _Folder(
+        given.out, _settings(task, ball, options), overwrite=given.overwrite, resume=given.resume
+    )
+    screen = console()
+    if folder.complete:
+        screen.print(f"{given.out} holds the results of this run already", markup=False)
+        return 0
+    began = time.perf_counter()
+    uap = saved or _search(task, ball, folder.state, options)
+    if uap is None:
+        return 130
+    seconds = time.perf_counter() - began
+    rates = _rates(task, uap)
+    files = _write(task, folder, uap, rates, seconds)
+    screen.print(repr(uap), markup=False, soft_wrap=True)
+    screen.print(_table(rates))
+    screen.print("Written: " + ", ".join(map(str, files)), markup=False)
+    return 0
+
+
+def _task(given: argparse.Namespace) -> _Task:
+    if given.holdout >= 1:
+        raise Mistake(f"--holdout must be below 1, got {given.holdout:g}")
+    device = device_for(given.device)
+    own = data.load(
+        given.data, given.x_key, given.y_key, None,
+        channels_last=given.channels_last_data, double=given.dtype == "float64",
+    )  # fmt: skip
+    torch.manual_seed(given.seed)  # a model without weights is the same one when a run goes on
+    model, crafter = models_for(given, device)
+    with torch.no_grad(), naming(f"--data {' '.join(given.data)} with --model {given.model}"):
+        predictions(model.eval(), own.x[:1].to(device))
+    return _Task(given, device, model, crafter, own)
+
+
+def _load(file: str, x: Tensor) -> Perturbation:
+    if not Path(file).is_file():
+        raise Mistake(f"--apply must name an existing file, got {file!r}")
+    with naming("--apply"):
+        uap = Perturbation.load(file)
+    if uap.delta.shape != x.shape[1:]:
+        raise Mistake(
+            f"--apply {file} is for samples of {tuple(uap.delta.shape)}, "
+            f"got data of {tuple(x.shape[1:])}"
+        )
+    return uap
+
+
+def _search(task: _Task, ball: Ball, state: Path, options: Options) -> Perturbation | None:
+    """The perturbation; None when interrupted."""
+    given = task.given
+    batches = Batches(*task.parts["searched"], given.batch_size, task.device, given.seed)
+    try:
+        with naming(f"--method {given.method}"):
+            job = Job(ball, task.crafter, batches, state, given.seed)
+            return METHODS[given.method].run(job, dict(options))
+    except torch.OutOfMemoryError as error:
+        raise Mistake("--batch-size must fit into the device's memory") from error
+    except KeyboardInterrupt:
+        kept = "the passes that are done are kept: " if state.exists() else ""
+        print(f"stopped; {kept}the same command with --resume goes on", file=sys.stderr)
+        return None
+
+
+def _rates(task: _Task, uap: Perturbation) -> dict[str, dict[str, Rates]]:
+    """Of the perturbation, and of noise as large, on each part of the data."""
+    free, zeros = replace(uap.ball, bounds=None), torch.zeros_like(uap.delta)[None]
+    draw = torch.Generator().manual_seed(task.given.seed)
+    signs = torch.randint(0, 2, zeros.shape, generator=draw).to(zeros) * 2 - 1
+    noise = free.project(signs * (uap.ball.radius / float(free.norm(signs)[0])), zeros)[0]
+    size, device = task.given.batch_size, task.device
+    with naming("--data"):
+        return {
+            name: {
+                part: measure(one, task.model, Batches(x, y, size, device, None))
+                for part, (x, y) in task.parts.items()
+            }
+            for name, one in (("perturbation", uap), ("noise", Perturbation(noise, uap.ball)))
+        }
+
+
+def _write(
+    task: _Task, folder: _Folder, uap: Perturbation, rates: dict[str, dict[str, Rates]],
+    seconds: float,
+) -> list[Path]:  # fmt: skip
+    given = task.given
+    counted = {name: {p: asdict(r) for p, r in parts.items()} for name, parts in rates.items()}
+    files = []
+    if given.apply:
+        files.append(folder.folder / "adversarial.npz")
+        arrays = _applied(task, uap)
+        write(files[-1], lambda path: save_npz(path, arrays))
+    else:
+        facts = {
+            "method": given.method, "model": given.model, "rates": json.dumps(counted),
+            "data_sha256": task.own.digest(), "seed": str(given.seed),
+        }  # fmt: skip
+        files.append(folder.folder / "uap.safetensors")
+        uap.save(files[-1], facts)
+    figure = _figure(task, uap)
+    if figure is not None:
+        files.append(plots.save(figure, folder.folder / "uap.png"))
+    report = {
+        "rates": counted, "norm": uap.norm(), "ball": repr(uap.ball), "seconds": seconds,
+        "seed": given.seed, "environment": environment(),
+    }  # fmt: skip
+    return [*files, folder.close(report)]
+
+
+def _applied(task: _Task, uap: Perturbation) -> dict[str, np.ndarray[Any, Any]]:
+    found, fooled = [], []
+    with torch.no_grad():
+        for batch in torch.split(task.own.x, task.given.batch_size):
+            x = batch.to(task.device)
+            x_adv = uap.apply(x)
+            found.append(x_adv.cpu())
+            fooled.append((predictions(task.model, x_adv) != predictions(task.model, x)).cpu())
+    x_adv = torch.cat(found)
+    x_adv = x_adv.permute(0, 2, 3, 1).contiguous() if task.own.channels_last else x_adv
+    arrays = {"x_adv": x_adv.numpy(), "fooled": torch.cat(fooled).numpy()}
+    return arrays if task.own.y is None else arrays | {"y": task.own.y.numpy()}
+
+
+def _figure(task: _Task, uap: Perturbation) -> Figure | None:
+    """None where there is nothing to draw: no images, or no matplotlib."""
+    if uap.delta.dim() != 3 or len(uap.delta) not in (1, 3):
+        return None
+    try:
+        plots.require()
+    except ModuleNotFoundError as error:
+        print(f"uap.png is left out: {error}", file=sys.stderr)
+        return None
+    draw = torch.Generator().manual_seed(task.given.seed)
+    x = task.own.x[torch.randperm(len(task.own.x), generator=draw)[:_SHOWN]].to(task.device)
+    with torch.no_grad():
+        x_adv = uap.apply(x)
+        before, after = predictions(task.model, x), predictions(task.model, x_adv)
+    return plots.perturbation(uap.delta, x, x_adv, before.tolist(), after.tolist())
+
+
+def _settings(task: _Task, ball: Ball, options: Options) -> dict[str, object]:
+    """What fixes the result: a run goes on only if all of it is the same."""
+    given = task.given
+    return {
+        "method": given.method or f"apply {given.apply}",
+        "ball": repr(ball),
+        "options": options,
+        "holdout": given.holdout,
+        "model": given.model,
+        "model_sha256": models.digest(task.model),
+        "data": list(given.data),
+        "data_sha256": task.own.digest(),
+        "seed": given.seed,
+        "batch_size": given.batch_size,
+        "device": str(task.device),
+        "dtype": given.dtype,
+    }
+
+
+def _table(rates: dict[str, dict[str, Rates]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "data", "samples", "fooled", "wrong"):
+        table.add_column(
+            column, justify="right" if column in ("samples", "fooled", "wrong") else "left"
+        )
+    for name, parts in rates.items():
+        for part, one in parts.items():
+            wrong = "" if one.wrong is None else f"{one.wrong:.1%}"
+            table.add_row(name, part, str(one.samples), f"{one.fooled:.1%}", wrong)
+    return table
