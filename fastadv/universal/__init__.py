@@ -5,10 +5,12 @@ from fastadv.universal.data_free import fast_feature_fool, gd_uap
 from fastadv.universal.gradient import gradient
 from fastadv.universal.moosavi import moosavi
 from fastadv.universal.passes import Pass
+from fastadv.universal.penalty import Penalty
 from fastadv.universal.rates import Rates, measure
 
 __all__ = [
     "Pass",
+    "Penalty",
     "Rates",
     "averaged",
     "fast_feature_fool",

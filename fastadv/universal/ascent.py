@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -12,13 +13,14 @@ from fastadv.attack import Attack, draw_seed, require_attack
 from fastadv.perturbation import Perturbation
 from fastadv.reference import compute_dtype
 from fastadv.rules import Adam, Auto, Gradient, Momentum, State, Steepest
+from fastadv.universal.penalty import Penalty
 
 
 class Ascent:
     """A universal perturbation under way; it takes its shape and dtype from the first batch.
 
     The ball alone constrains delta. The box is x + delta's, and is met where delta is applied.
-    Raises ValueError for a rule without a step size.
+    Raises ValueError for a rule without a step size, and for a penalty with another than Gradient.
     """
 
     def __init__(
@@ -27,14 +29,20 @@ class Ascent:
         init: Perturbation | None = None,
         signs: bool = False,
         generator: torch.Generator | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         require_attack(attack)
+        if penalty is not None and not isinstance(attack.rule, Gradient):
+            raise ValueError(
+                f"`penalty` goes with the rule Gradient, got {attack.rule}: other steps do not "
+                "follow the objective's scale, and would drive delta to the radius or to zero"
+            )
         if isinstance(attack.rule, Auto):
             raise ValueError("`attack` must have a rule with a step size, got Auto (apgd)")
         self.rule = attack.rule
         self.ball = attack.ball
         self.free = replace(attack.ball, bounds=None)
-        self.signs = signs
+        self.signs, self.penalty = signs, penalty
         self.k = 0
         self.state: State = {}
         self._random, self._init, self._generator = attack.start == "uniform", init, generator
@@ -67,12 +75,12 @@ class Ascent:
         return zeros[0]
 
     @torch.no_grad()
-    def step(self, grads: Tensor, counts: Tensor | None = None) -> None:
-        """One step along the gradients (N, *shape); `counts` (N,) bool leaves samples out."""
+    def step(self, grads: Tensor, weights: Tensor | None = None) -> None:
+        """One step along the gradients (N, *shape); `weights` (N,): 0 or False leaves one out."""
         assert self._delta is not None
         rule, delta = self.rule, self._delta
         dtype = compute_dtype(grads.dtype)
-        weights = None if counts is None else counts.to(dtype)
+        weights = None if weights is None else weights.to(dtype)
         if isinstance(rule, Adam):
             self._adam(rule, grads, weights)
         elif isinstance(rule, (Steepest, Momentum)):
@@ -84,12 +92,21 @@ class Ascent:
                 signs=self.signs, top=rule.top,
             )  # fmt: skip
         elif isinstance(rule, Gradient):
-            size = rule.size(self.k) / max(len(grads), 1)  # of the mean loss
-            ops.universal_(
-                delta, grads, ball=self.free, step_size=size, weights=weights, signs=self.signs,
-                steepest=False,
-            )  # fmt: skip
+            self._raw(rule.size(self.k), grads, weights)
         self.k += 1
+
+    def _raw(self, size: float, grads: Tensor, weights: Tensor | None) -> None:
+        """Along the mean loss, then the penalty's own step, then into the ball."""
+        assert self._delta is not None
+        delta, penalty = self._delta, self.penalty
+        ball = self.free if penalty is None else replace(self.free, radius=math.inf)
+        ops.universal_(
+            delta, grads, ball=ball, step_size=size / max(len(grads), 1), weights=weights,
+            signs=self.signs, steepest=False,
+        )  # fmt: skip
+        if penalty is not None and len(grads):
+            penalty.step_(delta, size)
+            ops.project_(delta[None], torch.zeros_like(delta)[None], ball=self.free)
 
     def _adam(self, rule: Adam, grads: Tensor, weights: Tensor | None) -> None:
         assert self._delta is not None

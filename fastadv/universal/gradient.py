@@ -5,7 +5,7 @@ The update of universal adversarial training (Shafahi et al. 1811.11304, algorit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
 from fastadv.universal.ascent import Ascent
 from fastadv.universal.batches import Batch, require_loader, require_some, unpack
+from fastadv.universal.penalty import Penalty
 
 
 @torch.inference_mode(False)  # where no gradient could be taken
@@ -30,6 +31,8 @@ def gradient(
     *,
     loss_cap: float | None = None,
     target: int | None = None,
+    classes: Sequence[int] | None = None,
+    penalty: Penalty | None = None,
     signs: bool = False,
     init: Perturbation | None = None,
     progress: bool = False,
@@ -43,18 +46,25 @@ def gradient(
     loader: batches (x, y), or x alone, whose labels are then the model's predictions.
     loss_cap: beta; a sample whose loss exceeds it adds no gradient, so that no few dominate.
     target: a class that delta is to call forth on every input.
+    classes: only these are to be fooled; samples of any other y are to keep their class, and their
+    loss is descended (class-discriminative: Zhang et al. 2010.03300).
+    penalty: a norm of delta's in the objective; goes with the rule Gradient, whose steps it follows
+    with its own, before the ball's projection.
     signs: sums the signs of the samples' gradients in place of the gradients.
     init: goes on from there. progress: a bar with the share of inputs fooled so far.
 
     The gradient is taken at clamp(x + delta) and passes the clamp unchanged: a pixel at its bound
     in one input still votes for where delta goes in the others.
 
-    Raises ValueError for a loader without batches, and where an attack would on a batch.
+    Raises ValueError for a loader without batches, a penalty with another rule, classes with a
+    target or without class labels, and where an attack would on a batch.
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
+    if classes is not None and target is not None:
+        raise ValueError("`classes` are to lose their own class: give no `target` with them")
     require_loader(loader)
-    ascent = Ascent(attack, init, signs, generator)
+    ascent = Ascent(attack, init, signs, generator, penalty)
     for epoch in range(epochs):
         bar = tqdm(loader, disable=not progress, desc=f"universal {epoch + 1}/{epochs}")
         seen, fooled = 0, 0
@@ -64,7 +74,11 @@ def gradient(
             with torch.no_grad(), crafting(model, attack.mode):
                 loss, grad, hits = problem.gradient(ascent.apply(x))
             problem.raise_if_nan()
-            ascent.step(grad, None if loss_cap is None else loss <= loss_cap)
+            weights = None if classes is None else _signs(problem, classes, loss)
+            if loss_cap is not None:
+                counts = loss <= loss_cap
+                weights = counts if weights is None else weights * counts
+            ascent.step(grad, weights)
             seen, fooled = seen + len(x), fooled + int(hits.sum())
             bar.set_postfix(fooled=f"{fooled / max(seen, 1):.3f}", refresh=False)
         require_some(seen, again=epoch > 0)
@@ -83,3 +97,14 @@ def _problem(
         with torch.no_grad(), crafting(model, attack.mode):
             y = objective.predict(output(model, x.clone()))
     return Problem(model, objective, attack.ball, x, radius, y, goal)
+
+
+def _signs(problem: Problem, classes: Sequence[int], loss: Tensor) -> Tensor:  # (N,)
+    """1 for the samples to fool, -1 for those to keep."""
+    y = problem.y
+    if y is None or y.dim() != 1 or y.is_floating_point() or len(classes) == 0:
+        raise ValueError(
+            f"`classes` must be one or more of an objective's class labels, got {classes}"
+        )
+    chosen = torch.isin(y, torch.tensor(list(classes), device=y.device))
+    return torch.where(chosen, 1.0, -1.0).to(loss.dtype)
