@@ -82,7 +82,11 @@ def _cases(model: nn.Module, steps: int) -> dict[str, Craft]:
     }
     for name, make in PEERS.items():
         if importlib.util.find_spec(name) is not None:
-            cases[name] = make(importlib.import_module(name), model, size, steps)
+            library = importlib.import_module(name)
+            cases[name] = make(library, model, size, steps)
+            if name == "torchattacks":
+                cases[f"{name}, compiled"] = make(library, fast, size, steps)
+                cases[f"{name}, compiled, bfloat16"] = make(library, narrow, size, steps)
     return cases
 
 
