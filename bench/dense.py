@@ -86,7 +86,7 @@ def _cases(model: nn.Module, steps: int) -> dict[str, Craft]:
             cases[name] = make(library, model, size, steps)
             if name == "torchattacks":
                 cases[f"{name}, compiled"] = make(library, fast, size, steps)
-                cases[f"{name}, compiled, bfloat16"] = make(library, narrow, size, steps)
+                cases[f"{name}, bfloat16"] = make(library, narrow, size, steps)
     return cases
 
 
