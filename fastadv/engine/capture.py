@@ -57,7 +57,8 @@ class Compiled(nn.Module):
 
     def report(self) -> Report:
         """What serves each layer, and why, for all that was compiled so far."""
-        notes = [f"runs as plain torch: {self._bypass}"] if self._bypass else []
+        plain = self._bypass and not self._plans.found
+        notes = [f"runs as plain torch: {self._bypass}"] if plain else []
         if not self._graphs and not self._bypass:
             notes.append("nothing is compiled before the first forward")
         if any(p.device.type != "cpu" for p in self.module.parameters()):

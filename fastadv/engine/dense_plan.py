@@ -35,6 +35,7 @@ class Plans:
         self.bfloat16 = precision == "bfloat16" and multiplies_bfloat16()
         self.against = dense.only_linears(model)
         self.notes: list[str] = []
+        self.found = False  # a dense stack, when last looked
         self._size = sum(p.numel() for p in model.parameters())
         self._weights = weights
 
@@ -64,6 +65,7 @@ class Plans:
         if isinstance(layers, str):
             if self.precision != "float32":
                 raise ValueError(_ONLY_DENSE.format(self.precision, layers))
+            self.found = False
             self.notes = [f"attacks step by step: it is no dense stack, {layers}"]
             return None
         products = "bfloat16" if self.bfloat16 else "float32"
@@ -71,8 +73,14 @@ class Plans:
             f"dense stack {dense.describe(layers)}: plain attacks take all steps in one call, "
             f"{products} products"
         ]
+        if self.precision == "float32":
+            self.notes.append(
+                f"through autograd: batches of {-(-_TINY // self._size)} and more on the same "
+                "kernels, smaller ones as plain torch, which is as fast there"
+            )
         if self.precision != products:
             self.notes.append(_NO_BFLOAT16)
+        self.found = True
         return layers
 
 
