@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastadv as fa
-from bench import dense, plot, run
+from bench import attacks, plot, run
 from bench.timing import Times, interleave
 
 
@@ -56,11 +56,11 @@ def test_the_others_run(tmp_path, arguments):
 @pytest.mark.filterwarnings("ignore:precision='bfloat16' is served in float32")
 def test_dense_runs_and_a_wrong_attack_gets_no_figure(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(dense, "PEERS", {})
+    monkeypatch.setattr(attacks, "LIBRARIES", {})
     options = ("--batch", "256", "--steps", "3", "--train-epochs", "4")
     assert measure(tmp_path, "dense", *options) == 0
     assert "GFLOP/s" in capsys.readouterr().out
-    monkeypatch.setattr(dense, "PEERS", {"torch": lambda *given: lambda x, y: x})
+    monkeypatch.setattr(attacks, "LIBRARIES", {"torch": lambda *given: lambda x, y: x})
     assert measure(tmp_path, "dense", *options) == 1
     assert "half a point" in capsys.readouterr().err
 
