@@ -18,9 +18,9 @@ from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem, output
 from fastadv.reference import compute_dtype
 from fastadv.rules import Auto, Rule
+from fastadv.stops import AT_FOOLED, STOPS, ascend_until_done, require_stop
 
 STARTS = ("uniform", "zero")
-STOPS = (None, "fooled")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,16 @@ class Attack:
     by volume or "zero" (x itself). objective: what is maximised (objectives.py), or any callable
     (logits, y) -> (N,). restarts: independent runs, of which each sample keeps its best: fooled
     before not fooled, then the larger loss.
-    stop: None, or "fooled": a sample leaves at the first iterate that fools the model and keeps it
-    (any-iterate semantics: without it, an attack returns its last iterate).
+    stop: when a sample leaves the batch before the last step.
+        None: never; the attack returns its last iterate.
+        "fooled": at the first iterate that fools the model, which it keeps (any-iterate semantics).
+        "cycle": once its iterates repeat, which is confirmed over one further period; it ends on
+        the iterate that all the steps would end on, bit for bit (arXiv 2503.19347).
+        "resolved": at whichever comes first; its results are those of "fooled".
+    A cycle asks for steps that depend on x_adv alone (Steepest or Gradient of one step size) and a
+    deterministic model that treats a sample alike whatever else is in the batch. PyTorch's matrix
+    products may round otherwise in another batch, in small ones most of all: a sample then ends as
+    it might in a batch of other company.
     mode: "eval", "train" or "keep": the model's mode while crafting. Flags and batch norm's
     statistics are restored. A callable that is no nn.Module is run as it is.
 
@@ -76,11 +84,7 @@ class Attack:
         for name, choices in (("start", STARTS), ("stop", STOPS), ("mode", MODES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}")
-        if self.stop and self.mode != "eval":
-            raise ValueError(
-                f"`stop` drops samples from the batch and needs mode='eval', got {self.mode!r}: "
-                "batch norm in train mode would change the others"
-            )
+        require_stop(self.stop, self.rule, self.mode)
         if isinstance(self.rule, Auto) and self.ball.order == "l1":
             raise ValueError("`ball` must be Linf or L2 for apgd (2003.01690), got L1")
 
@@ -162,7 +166,7 @@ class Attack:
                 start = self.ball.sample(
                     x, seed, radius=problem.radius, offset=offset, stream=restart
                 )
-            if restart and self.stop:  # who is fooled already is done
+            if restart and self.stop in AT_FOOLED:  # who is fooled already is done
                 todo = (~best.success).nonzero()[:, 0]
                 if len(todo) == 0:
                     break
@@ -182,8 +186,8 @@ class Attack:
             return climb(x_adv)
         if isinstance(self.rule, Auto):
             return auto_ascent(problem, x_adv, self.rule, self.steps)
-        if self.stop == "fooled":
-            return _ascend_until_fooled(problem, x_adv, self.rule, self.steps)
+        if self.stop:
+            return ascend_until_done(problem, x_adv, self.rule, self.steps, self.stop)
         return _ascend(problem, x_adv, self.rule, self.steps)
 
 
@@ -200,25 +204,6 @@ def _ascend(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:
         _, grad, _ = problem.gradient(x_adv)
         rule.step_(state, k, x_adv, grad, problem.x, problem.ball, problem.radius)
     return x_adv
-
-
-def _ascend_until_fooled(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:
-    """The same, but a sample leaves the batch with the first iterate that fools the model."""
-    result = x_adv.clone()
-    rest = torch.arange(len(x_adv), device=x_adv.device)
-    state = rule.start(x_adv)
-    for k in range(steps):
-        _, grad, fooled = problem.gradient(x_adv)
-        if bool(fooled.any()):
-            result[rest[fooled]] = x_adv[fooled]
-            keep = (~fooled).nonzero()[:, 0]
-            if len(keep) == 0:
-                return result
-            rest, x_adv, grad, problem = rest[keep], x_adv[keep], grad[keep], problem.take(keep)
-            state = {name: rows[keep] for name, rows in state.items()}
-        rule.step_(state, k, x_adv, grad, problem.x, problem.ball, problem.radius)
-    result[rest] = x_adv
-    return result
 
 
 def _nothing(x: Tensor) -> AttackResult:
