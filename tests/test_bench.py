@@ -46,6 +46,7 @@ def test_step_stores_whole_rows(tmp_path, norm, dtype):
         ("universal", "--shape", "4x3x8x8", "--norm", "all", "--no-compile"),
         ("head", "--shape", "16x10", "--objective", "dlr"),
         ("overhead", "--shape", "2x1x4x4"),
+        ("stop", "--batch", "16", "--steps", "60", "--train-steps", "2"),
     ],
 )
 def test_the_others_run(tmp_path, arguments):
