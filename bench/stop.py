@@ -118,10 +118,7 @@ def _check(stop: str | None, result: Result, full: Result, watched: _Watched) ->
 def _text(stop: str | None, result: Result, watched: _Watched) -> str:
     robust = 1 - float(result.success.double().mean())
     least = result.forwards / watched.least(stop)
-    return (
-        f"stop={stop}: {robust:.1%} robust, {result.forwards} forwards "
-        f"({result.forwards_full / result.forwards:.1f}x fewer, {least:.3f}x the least)"
-    )
+    return f"{stop}: {robust:.1%} robust, {result.forwards} forwards, {least:.3f}x least"
 
 
 @dataclass(frozen=True)
