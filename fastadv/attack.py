@@ -17,7 +17,7 @@ from fastadv.model import MODES, Model, crafting
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem, output
 from fastadv.reference import compute_dtype
-from fastadv.rules import Auto, Rule
+from fastadv.rules import Auto, Rule, Steepest
 from fastadv.stops import AT_FOOLED, STOPS, ascend_until_done, require_stop
 
 STARTS = ("uniform", "zero")
@@ -125,7 +125,8 @@ class Attack:
 
         x, the model's mode, its buffers, requires_grad and .grad stay untouched.
         Raises TypeError or ValueError where x lies outside the bounds, y does not fit the logits,
-        the model has no gradient, or it gives NaN.
+        the model has no gradient, or it gives NaN. An infinite gradient has a sign, which serves
+        the linf ball's steepest steps; elsewhere it raises too.
         """
         return self._start(model, x, y, target, radius, generator, offset, True)
 
@@ -149,6 +150,7 @@ class Attack:
                 if y is None and (target is None or objective.targeted_needs_y):
                     y = objective.predict(output(model, x.clone()))  # a model may write on it
                 problem = Problem(model, objective, self.ball, x, r, y, target)
+                problem.signs_serve = self._takes_signs()
                 result = self._search(problem, generator, offset, score)
         problem.raise_if_nan()
         return result
@@ -179,6 +181,9 @@ class Attack:
         a_run = self.steps + isinstance(self.rule, Auto) + score
         full = len(x) * self.restarts * a_run
         return replace(best, forwards=problem.tally.forwards, forwards_full=full)
+
+    def _takes_signs(self) -> bool:
+        return self.ball.order == "linf" and isinstance(self.rule, (Steepest, Auto))
 
     def _climb(self, problem: Problem, x_adv: Tensor) -> Tensor:
         plan = problem.model.attack_plan if isinstance(problem.model, Compiled) else None

@@ -38,6 +38,7 @@ class Problem:
     target: Tensor | None
     tally: Tally = field(default_factory=Tally)
     checked: bool = False
+    signs_serve: bool = False  # of the gradient only signs are taken: an infinite one has one
 
     def gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(loss (N,), its gradient (N, *shape), fooled (N,)) at x_adv: one forward, one backward.
@@ -55,7 +56,8 @@ class Problem:
             raise ValueError(_NO_GRADIENT)
         if grad.numel():
             least, most = grad.aminmax()  # NaN where any is; inf - inf is NaN too
-            self.tally.seen.append(((least - least) + (most - most))[None].to(loss.dtype))
+            wrong = least if self.signs_serve else (least - least) + (most - most)
+            self.tally.seen.append(wrong[None].to(loss.dtype))
         return loss, grad, fooled
 
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +74,7 @@ class Problem:
         radius = self.radius[index] if self.radius.dim() and len(self.radius) > 1 else self.radius
         return Problem(
             self.model, self.objective, self.ball, self.x[index], radius, rows(self.y),
-            rows(self.target), self.tally, self.checked,
+            rows(self.target), self.tally, self.checked, self.signs_serve,
         )  # fmt: skip
 
     def prepare(self, logits: Tensor) -> None:
@@ -100,8 +102,8 @@ class Problem:
         seen = self.tally.seen
         if seen and bool(torch.cat(seen).isnan().any()):
             raise ValueError(
-                "`model` gave NaN or an infinite gradient at a point of the ball: its logits, "
-                "their loss or its gradient are no number"
+                "`model` gave NaN, or an infinite gradient where its length counts, at a point of "
+                "the ball: its logits, their loss or its gradient are no number"
             )
 
 

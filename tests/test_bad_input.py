@@ -230,3 +230,22 @@ def test_a_float32_rounding_beyond_the_bounds_is_no_mistake() -> None:
         x = torch.nextafter(ends, ends * 2).to(dtype)
         got = fa.pgd(ball)(lambda v: MODEL(v.float()), x, Y[:1])
         assert torch.isfinite(got).all()
+
+
+def test_an_infinite_gradient_has_a_sign_in_linf() -> None:
+    """sqrt's derivative at 0 is inf: the first pixel of the first sample."""
+    x = torch.tensor([[0.0, 0.5], [0.25, 0.5]])
+    y = torch.zeros(2, dtype=torch.long)
+    model = lambda v: torch.stack([1 - v[:, 0].sqrt(), v[:, 1]], 1)  # noqa: E731
+    for attack in (fa.bim(fa.Linf(0.1), 0.02, 3), fa.apgd(fa.Linf(0.1), 3, start="zero")):
+        got = attack(model, x, y)
+        assert bool((got > x).all())
+        assert bool((got - x <= 0.1).all())
+    torch.testing.assert_close(fa.bim(fa.Linf(0.1), 0.02, 3)(model, x, y), x + 0.06)
+    for other in (
+        fa.bim(fa.L2(0.1)), fa.bim(fa.L1(0.1)), fa.mi_fgsm(fa.Linf(0.1)),
+        fa.Attack(fa.Linf(0.1), fa.Adam(0.1), start="zero"),
+        fa.Attack(fa.Linf(0.1), fa.Gradient(0.1), start="zero"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="an infinite gradient where its length counts"):
+            other(model, x, y)
