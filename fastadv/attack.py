@@ -85,6 +85,11 @@ class Attack:
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}")
         require_stop(self.stop, self.rule, self.mode)
+        if self.start == "zero" and self.restarts > 1 and self.mode == "eval":
+            raise ValueError(
+                "`restarts` needs start='uniform', as pgd has: from x itself each does the same, "
+                f"got restarts={self.restarts} and start='zero'"
+            )
         if isinstance(self.rule, Auto) and self.ball.order == "l1":
             raise ValueError("`ball` must be Linf or L2 for apgd (2003.01690), got L1")
 
@@ -142,6 +147,7 @@ class Attack:
             limit = self.ball.radius if radius is None else radius
             r = ops.per_sample(limit, x, "radius", round_down=True)
             _checks.inputs(x, r, self.ball.bounds_for(x))
+            _checks.binding(self.ball.order, r, self.ball.bounds_for(x))
             if isinstance(self.rule, Auto) and not bool(torch.isfinite(r).all()):
                 raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")
             if x.numel() == 0:

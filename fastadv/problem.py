@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastadv import _checks
 from fastadv.balls import Ball
@@ -117,10 +117,27 @@ def output(model: Model, x: Tensor) -> Tensor:
     """model(x), or an error that says what a model must return."""
     if not callable(model):
         raise TypeError(f"`model` must be callable, got {type(model).__name__}")
-    logits = model(x)
+    try:
+        logits = model(x)
+    except RuntimeError as error:
+        if mismatch := _mismatch(model, x):
+            raise TypeError(mismatch) from error
+        raise
     if isinstance(logits, Tensor):
         return logits
     raise TypeError(
         f"`model` must map a tensor to a tensor of logits, got {type(logits).__name__}: "
         "wrap it, as in lambda x: model(x).logits"
     )
+
+
+def _mismatch(model: Model, x: Tensor) -> str | None:
+    """What in x may have kept the model from running. No mistake by itself: a model may cast."""
+    found = model.parameters() if isinstance(model, nn.Module) else ()
+    first = next((p for p in found if p.is_floating_point()), None)
+    if first is None or (first.dtype == x.dtype and first.device == x.device):
+        return None
+    ours, theirs = str(x.dtype)[6:], str(first.dtype)[6:]
+    if x.device != first.device:
+        ours, theirs = f"on {x.device}", f"on {first.device}"
+    return f"`x` is {ours} but the model's parameters are {theirs}: convert one, as in x.to(...)"
