@@ -117,7 +117,7 @@ def per_sample(
     """
     dtype = reference.compute_dtype(x.dtype)
     if not isinstance(value, Tensor):
-        if not isinstance(value, Real):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"`{name}` must be a number or a tensor, got {type(value).__name__}")
         _checks.length(float(value), name)
         number = _number if type(x) is Tensor else _number.__wrapped__  # a fake one is not kept
