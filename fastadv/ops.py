@@ -184,9 +184,10 @@ def step_(
     ball of `radius` around x and the box `ball.bounds`; both hold exactly for the stored numbers.
     Where the gradient is zero nothing moves. Memory formats that differ from x_adv's cost a copy.
 
-    Returns x_adv. Raises ValueError or TypeError, with x_adv unchanged, on any mismatch. What only
-    the values tell is not checked, since that would wait for the device: x must lie in the box,
-    sizes given as tensors must be numbers, and x_adv must share no memory with x or grad.
+    Returns x_adv. Raises ValueError or TypeError, with x_adv unchanged, on any mismatch, and
+    RuntimeError on the CPU where x_adv shares memory with x or grad. What only the values tell is
+    not checked, since that would wait for the device: x must lie in the box, and sizes given as
+    tensors must be numbers.
     """
     _checks.data(x_adv, "x_adv")
     _checks.mutable(x_adv, "x_adv")
