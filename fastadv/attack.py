@@ -55,8 +55,9 @@ class Attack:
         "resolved": at whichever comes first; its results are those of "fooled".
     A cycle asks for steps that depend on x_adv alone (Steepest or Gradient of one step size) and a
     deterministic model that treats a sample alike whatever else is in the batch. PyTorch's matrix
-    products may round otherwise in another batch, in small ones most of all: a sample then ends as
-    it might in a batch of other company.
+    products may round otherwise in a smaller batch, of under 4 samples above all, and so may a
+    dense stack under fa.compile, whose full run is one call: a sample then ends as it might have
+    ended in other company.
     mode: "eval", "train" or "keep": the model's mode while crafting. Flags and batch norm's
     statistics are restored. A callable that is no nn.Module is run as it is.
 

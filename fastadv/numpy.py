@@ -78,15 +78,7 @@ def universal_(
     weights and velocity are float64 for float64 gradients, float32 for others.
     Raises TypeError or ValueError, with delta unchanged, on any mismatch.
     """
-    _check(grads, "grads")
-    _check(delta, "delta")
-    wide = _wide(grads)
-    _expect(delta, "delta", grads.shape[1:], grads.dtype, "grads[0]")
-    if weights is not None:
-        _expect(weights, "weights", grads.shape[:1], wide, "len(grads)")
-    if velocity is not None:
-        _check(velocity, "velocity")
-        _expect(velocity, "velocity", delta.shape, wide, "delta")
+    _check_universal(delta, grads, weights, velocity)
     if not ops.backend().is_native:
         w, v = (None if a is None else _tensor(a) for a in (weights, velocity))
         ops.universal_(
@@ -105,6 +97,20 @@ def universal_(
             signs, steepest, top,
         )  # fmt: skip
     return delta
+
+
+def _check_universal(
+    delta: Array, grads: Array, weights: Array | None, velocity: Array | None
+) -> None:
+    _check(grads, "grads")
+    _check(delta, "delta")
+    wide = _wide(grads)
+    _expect(delta, "delta", grads.shape[1:], grads.dtype, "grads[0]")
+    if weights is not None:
+        _expect(weights, "weights", grads.shape[:1], wide, "len(grads)")
+    if velocity is not None:
+        _check(velocity, "velocity")
+        _expect(velocity, "velocity", delta.shape, wide, "delta")
 
 
 def project_(x_adv: Array, x: Array, *, ball: Ball, radius: float | Array | None = None) -> Array:
