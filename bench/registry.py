@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import dense, head, overhead, pgd, step, universal
+from bench import dense, head, overhead, pgd, step, stop, universal
 from bench.store import Row
 
 
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "head": Benchmark(head.__doc__ or "", head.arguments, head.run, head.YARDSTICK),
     "dense": Benchmark(dense.__doc__ or "", dense.arguments, dense.run, dense.YARDSTICK),
     "pgd": Benchmark(pgd.__doc__ or "", pgd.arguments, pgd.run, pgd.YARDSTICK),
+    "stop": Benchmark(stop.__doc__ or "", stop.arguments, stop.run, stop.YARDSTICK),
     "overhead": Benchmark(
         overhead.__doc__ or "", overhead.arguments, overhead.run, overhead.YARDSTICK
     ),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 import fastadv as fa
-from bench import attacks, plot, run
+from bench import attacks, plot, run, store
 from bench.timing import Times, interleave
 
 
@@ -46,6 +47,7 @@ def test_step_stores_whole_rows(tmp_path, norm, dtype):
         ("universal", "--shape", "4x3x8x8", "--norm", "all", "--no-compile"),
         ("head", "--shape", "16x10", "--objective", "dlr"),
         ("overhead", "--shape", "2x1x4x4"),
+        ("stop", "--batch", "16", "--steps", "60", "--train-steps", "2"),
     ],
 )
 def test_the_others_run(tmp_path, arguments):
@@ -113,6 +115,22 @@ def test_other_columns_are_not_mixed(tmp_path):
     with pytest.raises(ValueError, match="other columns"):
         measure(tmp_path, "overhead", "--shape", "2x1x4x4")
     assert (tmp_path / "overhead.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_other_tables_are_saved_with_the_machines_facts(tmp_path):
+    @dataclass
+    class Found:
+        library: str
+        accuracy: float
+
+    path = tmp_path / "new" / "found.csv"
+    for anew, expected in ((False, ["a"]), (False, ["a", "a"]), (True, ["a"])):
+        store.save([Found("a", 0.5)], path, anew)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["library"] for row in rows] == expected
+        assert all(row["commit"] and row["processor"] and row["torch"] for row in rows)
+    assert list(rows[0])[-2:] == ["library", "accuracy"]
 
 
 def test_plot_draws_what_was_stored(tmp_path, capsys):

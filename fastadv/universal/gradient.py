@@ -6,6 +6,7 @@ The update of universal adversarial training (Shafahi et al. 1811.11304, algorit
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -54,6 +55,9 @@ def gradient(
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, Integral)):
+        got = type(target).__name__
+        raise TypeError(f"`target` must be one class for all inputs, a whole number, got {got}")
     if isinstance(loader, Tensor):
         raise TypeError("`loader` must give batches, got a tensor: wrap it, as in [x] or [(x, y)]")
     ascent = Ascent(attack, init, signs, generator)
