@@ -14,14 +14,11 @@ Exit code 1 where a mean under `zero` or `same` differs from fastadv's by more t
 
 from __future__ import annotations
 
-import csv
 import importlib
 import importlib.metadata
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,9 +29,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import fastadv as fa
+from bench import store
 from fastadv.cli import digits
 from fastadv.cli.trial import FULL, madry, natural
-from fastadv.evaluation.environment import environment
 
 foolbox: Any = importlib.import_module("foolbox")  # untyped, both
 torchattacks: Any = importlib.import_module("torchattacks")
@@ -46,7 +43,7 @@ BALLS: dict[str, tuple[fa.Ball, float]] = {  # with the step size
     "linf": (fa.Linf(0.15), 0.01),
     "l2": (fa.L2(0.75), 0.05),
 }
-RESULTS = Path(__file__).parent / "results" / "agreement.csv"
+RESULTS = store.RESULTS / "agreement.csv"
 
 # (model, x, y, norm, start) -> x_adv; the start is a tensor, None for x itself, or "own".
 Start = Tensor | str | None
@@ -70,10 +67,6 @@ class Row:
     robust_accuracy: float
     infeasible: int
     samples: int
-    commit: str
-    processor: str
-    torch: str
-    backend: str
 
 
 def here(model: nn.Module, x: Tensor, y: Tensor, norm: str, start: Start) -> Tensor:
@@ -139,11 +132,7 @@ def main() -> int:
         "robust": digits.train(digits.make_model(), data, madry(), epochs=FULL.robust_epochs),
     }
     rows = list(measure(models, data.x_test, data.y_test))
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
+    store.save(rows, RESULTS, anew=True)
     table, largest = summary(rows)
     Console(width=100).print(table)
     print(f"largest difference under equal starts {largest:.2f} points, allowed {ALLOWED}")
@@ -153,8 +142,6 @@ def main() -> int:
 
 def measure(models: dict[str, nn.Module], x: Tensor, y: Tensor) -> Iterable[Row]:
     """One row a model, norm, start, seed and library."""
-    facts = environment()
-    commit = _commit()
     starts = [("zero", 0), *((start, seed) for start in ("same", "own") for seed in SEEDS)]
     jobs = [(m, n, s, lib) for m in models for n in BALLS for s in starts for lib in LIBRARIES]
     for name, norm, (start, seed), library in tqdm(jobs, disable=None):
@@ -173,9 +160,7 @@ def measure(models: dict[str, nn.Module], x: Tensor, y: Tensor) -> Iterable[Row]
             model=name, norm=norm, radius=ball.radius, step_size=size, steps=STEPS, start=start,
             seed=seed, library=library, version=version, clean_accuracy=round(100 * clean, 4),
             robust_accuracy=round(100 * verdict.robust_accuracy, 4),
-            infeasible=int((~verdict.feasible).sum()), samples=len(x), commit=commit,
-            processor=str(facts["processor"]), torch=str(facts["torch"]),
-            backend=str(facts["backend"]),
+            infeasible=int((~verdict.feasible).sum()), samples=len(x),
         )  # fmt: skip
 
 
@@ -204,17 +189,6 @@ def summary(rows: list[Row]) -> tuple[Table, float]:
             largest = max(largest, difference)
         table.add_row(model, norm, start, *texts, f"{difference:.2f}")
     return table, largest
-
-
-def _commit() -> str:
-    """The short commit, with a + where files have changed since."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Craft = Callable[[Tensor, Tensor], Tensor]
 def peers(model: nn.Module, ball: fa.Ball, size: float, steps: int) -> dict[str, Craft]:
     """The attacks of the libraries that are here, by their names."""
     found = {}
-    for name, make in _LIBRARIES.items():
+    for name, make in LIBRARIES.items():
         if importlib.util.find_spec(name) is not None:
             found[name] = make(importlib.import_module(name), model, ball.radius, size, steps)
     return found
@@ -73,4 +73,4 @@ def _art(library: Any, model: nn.Module, radius: float, size: float, steps: int)
     return craft
 
 
-_LIBRARIES = {"torchattacks": _torchattacks, "foolbox": _foolbox, "art": _art}
+LIBRARIES = {"torchattacks": _torchattacks, "foolbox": _foolbox, "art": _art}

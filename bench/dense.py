@@ -75,7 +75,12 @@ def _cases(model: nn.Module, steps: int) -> dict[str, Craft]:
         "fastadv, bfloat16": lambda x, y: attack(narrow, x, y),
         "fastadv, plain model": lambda x, y: attack(model, x, y),
     }
-    return cases | attacks.peers(model, BALL, size, steps)
+    cases |= attacks.peers(model, BALL, size, steps)
+    if "torchattacks" in cases:
+        for name, compiled in (("compiled", fast), ("bfloat16", narrow)):
+            peers = attacks.peers(compiled, BALL, size, steps)
+            cases[f"torchattacks, {name}"] = peers["torchattacks"]
+    return cases
 
 
 def _say_speed(seconds: float, batch: int, steps: int) -> None:

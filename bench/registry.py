@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import dense, head, moosavi, overhead, pgd, step, universal
+from bench import dense, head, moosavi, overhead, pgd, step, stop, universal
 from bench.store import Row
 
 
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "dense": Benchmark(dense.__doc__ or "", dense.arguments, dense.run, dense.YARDSTICK),
     "pgd": Benchmark(pgd.__doc__ or "", pgd.arguments, pgd.run, pgd.YARDSTICK),
     "moosavi": Benchmark(moosavi.__doc__ or "", moosavi.arguments, moosavi.run, moosavi.YARDSTICK),
+    "stop": Benchmark(stop.__doc__ or "", stop.arguments, stop.run, stop.YARDSTICK),
     "overhead": Benchmark(
         overhead.__doc__ or "", overhead.arguments, overhead.run, overhead.YARDSTICK
     ),

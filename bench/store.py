@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.table import Table
 
 from bench.machine import facts
 from bench.timing import Times
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -88,17 +92,24 @@ def show(measured: Sequence[Row], yardstick: str) -> None:
 
 def append(measured: Sequence[Row], folder: Path = RESULTS) -> Path:
     """Adds the rows to the benchmark's CSV. Raises ValueError if its columns are others."""
-    path = folder / f"{measured[0].benchmark}.csv"
-    columns = [*facts(), *(field.name for field in fields(Row))]
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    return save(measured, folder / f"{measured[0].benchmark}.csv")
+
+
+def save(table: Sequence[DataclassInstance], path: Path, anew: bool = False) -> Path:
+    """Adds dataclasses of one kind to a CSV, or writes it anew, with the machine's facts in front.
+
+    Raises ValueError, with nothing written, where the columns are not those that stand there.
+    """
+    columns = [*facts(), *(field.name for field in fields(table[0]))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not anew:
         with path.open(newline="") as file:
             there = next(csv.reader(file), columns)
         if there != columns:
             raise ValueError(f"{path} has other columns than this version writes: move it away")
-    with path.open("a", newline="") as file:
+    with path.open("w" if anew else "a", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if not path.stat().st_size:
             writer.writeheader()
-        writer.writerows({**facts(), **asdict(row)} for row in measured)
+        writer.writerows({**facts(), **asdict(row)} for row in table)
     return path

@@ -33,11 +33,15 @@ class Times:
 
 
 def interleave(
-    cases: Mapping[str, Case], seconds: float, least_rounds: int = 11, calls: int = 1
+    cases: Mapping[str, Case],
+    seconds: float,
+    least_rounds: int = 11,
+    calls: int = 1,
+    warm_up: int = 3,
 ) -> dict[str, Times]:
     """Times every case for about `seconds` in all; `calls` of a case are one measurement."""
     for case in cases.values():
-        for _ in range(3):
+        for _ in range(warm_up):
             case()
     rounds: dict[str, list[float]] = {name: [] for name in cases}
     order, shuffle = list(cases.items()), random.Random(0).shuffle

@@ -76,6 +76,14 @@ fastadv::PerSample per_sample(const py::array& a, int64_t samples, fastadv::DTyp
   return {a.data(), a.size() == 1 ? 0 : 1};
 }
 
+// Dense arrays alone: their addresses tell.
+void need_apart(const py::array& updated, const py::array& read) {
+  const char* const a = static_cast<const char*>(updated.data());
+  const char* const b = static_cast<const char*>(read.data());
+  need(a + updated.nbytes() <= b || b + read.nbytes() <= a,
+       "what is updated in place must share no memory with another array: copy one");
+}
+
 void step_(int norm, py::array x_adv, const py::array& grad, const py::array& x,
            const py::array& step_size, const py::array& radius, const py::object& bounds,
            bool steepest, double top) {
@@ -85,6 +93,8 @@ void step_(int norm, py::array x_adv, const py::array& grad, const py::array& x,
   };
   need(norm >= 0 && norm < fastadv::kNorms, "norm");
   need(x_adv.ndim() >= 1 && x_adv.writeable() && like(x_adv) && like(grad) && like(x), "arrays");
+  need_apart(x_adv, grad);
+  need_apart(x_adv, x);
   const int64_t samples = x_adv.shape(0), size = samples ? x_adv.size() / samples : 0;
   fastadv::Box box;
   if (!bounds.is_none()) {
@@ -125,6 +135,11 @@ void universal_(int norm, py::array delta, const py::object& velocity, const py:
     return a;
   };
   py::array v = optional(velocity, size, "velocity"), w = optional(weights, samples, "weights");
+  need_apart(delta, grads);
+  if (!velocity.is_none()) {
+    need_apart(v, grads);
+    need_apart(v, delta);
+  }
   const fastadv::UniversalArgs args{delta.mutable_data(),
                                     velocity.is_none() ? nullptr : v.mutable_data(),
                                     grads.data(),

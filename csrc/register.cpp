@@ -1,109 +1,22 @@
-// Which function serves which op on the CPU, and the checks that keep a kernel inside its memory.
-// Schemas, fakes and the reference implementations stand in fastadv/ops.py.
+// Which function serves which op on the CPU; checks.h keeps it inside its memory. Schemas, fakes
+// and the reference implementations stand in fastadv/ops.py.
 //
 // Registered through torch's stable ABI: one build serves torch 2.10 and newer.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 
+#include "checks.h"
 #include "cpu/run.h"
 
 namespace {
 
-using fastadv::DType;
 using fastadv::Norm;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 void parallel(int64_t begin, int64_t end, int64_t grain, fastadv::Body body, void* context) {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
-}
-
-std::string shape(const Tensor& t) {
-  std::string text = "(";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
-  return text + ")";
-}
-
-DType dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return fastadv::kFloat32;
-    case ScalarType::Double:
-      return fastadv::kFloat64;
-    case ScalarType::BFloat16:
-      return fastadv::kBFloat16;
-    case ScalarType::Half:
-      return fastadv::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "`", name, "` must be float32, float64, bfloat16 or float16");
-  }
-}
-ScalarType compute_dtype(DType dtype) {
-  return dtype == fastadv::kFloat64 ? ScalarType::Double : ScalarType::Float;
-}
-
-// (N, *shape) whose samples are dense: contiguous, or channels_last in two or three dimensions.
-struct Layout {
-  int64_t samples, size, channels, inner;
-};
-bool is_channels_last(const Tensor& t) {
-  const int64_t dims = t.dim();
-  if (dims != 4 && dims != 5) return false;
-  int64_t expected = t.size(1);
-  for (int64_t i = dims - 1; i >= 2; --i) {
-    if (t.size(i) != 1 && t.stride(i) != expected) return false;
-    expected *= t.size(i);
-  }
-  return (t.size(1) == 1 || t.stride(1) == 1) && (t.size(0) == 1 || t.stride(0) == expected);
-}
-Layout layout_of(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.dim() >= 1, "`", name, "` must have a batch dimension, got a scalar");
-  const int64_t samples = t.size(0), channels = t.dim() > 1 ? t.size(1) : 1;
-  int64_t size = 1, inner = 1;
-  for (int64_t i = 1; i < t.dim(); ++i) size *= t.size(i);
-  for (int64_t i = 2; i < t.dim(); ++i) inner *= t.size(i);
-  if (t.is_contiguous()) return {samples, size, channels, inner};
-  STD_TORCH_CHECK(is_channels_last(t), "`", name, "` must be contiguous or channels_last");
-  return {samples, size, channels, 1};
-}
-void check_like(const Tensor& t, const char* name, const Tensor& like, const char* like_name) {
-  bool same = t.dim() == like.dim() && t.is_cpu();
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
-  STD_TORCH_CHECK(same, "`", name, "` must be ", shape(like), " on the CPU like `", like_name,
-                  "`, got ", shape(t));
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), "`", name, "` must have the dtype of `",
-                  like_name, "`");
-  for (int64_t i = 0; i < t.dim(); ++i) {
-    STD_TORCH_CHECK(t.size(i) <= 1 || t.stride(i) == like.stride(i), "`", name,
-                    "` must have the memory format of `", like_name, "`");
-  }
-}
-fastadv::PerSample per_sample(const Tensor& t, const char* name, int64_t samples, DType dtype) {
-  const bool one = t.dim() == 0 || (t.dim() == 1 && t.size(0) == 1);
-  STD_TORCH_CHECK(one || (t.dim() == 1 && t.size(0) == samples), "`", name, "` must be () or (",
-                  samples, "), got ", shape(t));
-  STD_TORCH_CHECK(t.scalar_type() == compute_dtype(dtype) && t.is_cpu(), "`", name,
-                  "` must be float64 on the CPU for float64 data, float32 for all other");
-  return {t.const_data_ptr(), one ? 0 : t.stride(0)};
-}
-fastadv::Box box_of(const std::optional<Tensor>& bounds, const Layout& layout, DType dtype) {
-  if (!bounds) return {};
-  const Tensor& t = *bounds;
-  const int64_t channels = t.dim() == 2 ? t.size(1) : 1;
-  STD_TORCH_CHECK((t.dim() == 1 || t.dim() == 2) && t.size(0) == 2 && t.is_contiguous() &&
-                      t.is_cpu() && (t.dim() == 1 || channels == layout.channels),
-                  "`bounds` must be (2,) or (2, ", layout.channels, "), got ", shape(t));
-  STD_TORCH_CHECK(t.scalar_type() == compute_dtype(dtype),
-                  "`bounds` must be float64 for float64 data, float32 for all other");
-  const int64_t item = dtype == fastadv::kFloat64 ? 8 : 4;
-  const char* const lower = static_cast<const char*>(t.const_data_ptr());
-  return {lower, lower + channels * item, channels, layout.inner};
 }
 
 template <Norm norm>
@@ -127,6 +40,9 @@ void step_any(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Te
       steepest,
       top,
   };
+  const int64_t bytes = bytes_of(dtype, layout.samples * layout.size);
+  check_apart(args.x_adv, bytes, "x_adv", args.grad, bytes, "grad");
+  check_apart(args.x_adv, bytes, "x_adv", args.x, bytes, "x");
   fastadv::run_step(norm, dtype, args, parallel);
 }
 template <Norm norm>
@@ -178,6 +94,14 @@ void universal_any(const Tensor& delta, const std::optional<Tensor>& velocity, c
       steepest,
       top,
   };
+  const int64_t one = bytes_of(dtype, layout.size), all = one * layout.samples;
+  check_apart(args.delta, one, "delta", args.grads, all, "grads");
+  if (velocity) {
+    const int64_t wide =
+        bytes_of(dtype == fastadv::kFloat64 ? dtype : fastadv::kFloat32, layout.size);
+    check_apart(args.velocity, wide, "velocity", args.grads, all, "grads");
+    check_apart(args.velocity, wide, "velocity", args.delta, one, "delta");
+  }
   fastadv::run_universal(norm, dtype, args, parallel);
 }
 template <Norm norm>

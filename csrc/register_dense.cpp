@@ -101,6 +101,14 @@ fastadv::HeadArgs head_of(const Tensor& y, const std::optional<Tensor>& target, 
           .targeted = targeted};
 }
 
+bool is_bfloat16(const std::vector<Tensor>& weights) {
+  const bool bfloat16 = weights[0].scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(
+      bfloat16 ? fastadv::multiplies_bfloat16() : weights[0].scalar_type() == ScalarType::Float,
+      "`weights` must be float32, or bfloat16 where the kernels in use multiply it");
+  return bfloat16;
+}
+
 void dense_pgd(Tensor x_adv, Tensor seen, Tensor x, Tensor step_size, Tensor radius,
                std::optional<Tensor> bounds, int64_t norm, double top, int64_t steps,
                std::vector<Tensor> weights, std::vector<Tensor> gradients,
@@ -114,10 +122,6 @@ void dense_pgd(Tensor x_adv, Tensor seen, Tensor x, Tensor step_size, Tensor rad
   check(x_adv, "x_adv", ScalarType::Float, samples * size);
   check(x, "x", ScalarType::Float, samples * size);
   check(seen, "seen", ScalarType::Float, samples);
-  const bool bfloat16 = weights[0].scalar_type() == ScalarType::BFloat16;
-  STD_TORCH_CHECK(
-      bfloat16 ? fastadv::multiplies_bfloat16() : weights[0].scalar_type() == ScalarType::Float,
-      "`weights` must be float32, or bfloat16 where the kernels in use multiply it");
   const fastadv::StepArgs step{x_adv.mutable_data_ptr(),
                                nullptr,
                                x.const_data_ptr(),
@@ -132,8 +136,7 @@ void dense_pgd(Tensor x_adv, Tensor seen, Tensor x, Tensor step_size, Tensor rad
   const auto heads = head_of(y, target, head, targeted, samples, classes);
   const fastadv::Kernels& table = fastadv::kernels();
   const fastadv::DensePgdArgs args{
-      layers.data(),
-      int64_t(layers.size()),
+      {layers.data(), int64_t(layers.size()), is_bfloat16(weights)},
       step,
       table.step[norm][fastadv::kFloat32],
       norm == fastadv::kLinf,
@@ -141,12 +144,37 @@ void dense_pgd(Tensor x_adv, Tensor seen, Tensor x, Tensor step_size, Tensor rad
       table.head[head][fastadv::kFloat32],
       y.scalar_type() == ScalarType::Long ? 8 : 4 * classes,
       steps,
-      bfloat16,
       static_cast<float*>(seen.mutable_data_ptr()),
   };
   fastadv::run_dense_pgd(args, parallel);
 }
 
+void dense_pass(Tensor to, Tensor slopes, Tensor from, std::vector<Tensor> weights,
+                std::vector<Tensor> gradients, std::vector<Tensor> biases,
+                std::vector<int64_t> sizes, std::vector<int64_t> activations,
+                std::vector<double> leaks, bool gradient) {
+  const auto layers = layers_of(weights, gradients, biases, sizes, activations, leaks);
+  const int64_t inputs = layers.front().inputs, outputs = layers.back().outputs;
+  const int64_t samples = from.dim() > 0 ? from.size(0) : 0;
+  int64_t widths = 0;
+  for (const Tensor& bias : biases) widths += bias.numel();
+  check(from, "from", ScalarType::Float, samples * (gradient ? outputs : inputs));
+  check(to, "to", ScalarType::Float, samples * (gradient ? inputs : outputs));
+  check(slopes, "slopes", ScalarType::Float, samples * widths);
+  const fastadv::DensePassArgs args{
+      {layers.data(), int64_t(layers.size()), is_bfloat16(weights)},
+      floats(from),
+      static_cast<float*>(to.mutable_data_ptr()),
+      static_cast<float*>(slopes.mutable_data_ptr()),
+      samples,
+      gradient,
+  };
+  fastadv::run_dense_pass(args, parallel);
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) { m.impl("dense_pgd_", TORCH_BOX(&dense_pgd)); }
+STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
+  m.impl("dense_pgd_", TORCH_BOX(&dense_pgd));
+  m.impl("dense_pass_", TORCH_BOX(&dense_pass));
+}

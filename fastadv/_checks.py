@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -98,6 +99,19 @@ def inputs(x: Tensor, radius: Tensor, bounds: Tensor | None) -> None:
         raise ValueError(
             f"`x` must lie within the ball's bounds {bounds.tolist()}, got values from "
             f"{float(x.min()):.4g} to {float(x.max()):.4g}: scale x, or give the ball its bounds"
+        )
+
+
+def binding(order: str, radius: Tensor, bounds: Tensor | None) -> None:
+    """Warns where no sample's linf radius can bind within the box: 8 where 8 / 255 was meant."""
+    if order != "linf" or bounds is None or not radius.numel():
+        return
+    least, width = float(radius.min()), float((bounds[1] - bounds[0]).max())
+    if width < least < math.inf:
+        warnings.warn(
+            f"`radius` {least:.6g} exceeds the width {width:.6g} of the bounds, so that only these "
+            f"bind: was {least:.6g} / 255 meant?",
+            stacklevel=4,
         )
 
 

@@ -17,10 +17,10 @@ from fastadv.model import MODES, Model, crafting
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem, output
 from fastadv.reference import compute_dtype
-from fastadv.rules import Auto, Rule
+from fastadv.rules import Auto, Rule, Steepest
+from fastadv.stops import AT_FOOLED, STOPS, ascend_until_done, require_stop
 
 STARTS = ("uniform", "zero")
-STOPS = (None, "fooled")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,17 @@ class Attack:
     by volume or "zero" (x itself). objective: what is maximised (objectives.py), or any callable
     (logits, y) -> (N,). restarts: independent runs, of which each sample keeps its best: fooled
     before not fooled, then the larger loss.
-    stop: None, or "fooled": a sample leaves at the first iterate that fools the model and keeps it
-    (any-iterate semantics: without it, an attack returns its last iterate).
+    stop: when a sample leaves the batch before the last step.
+        None: never; the attack returns its last iterate.
+        "fooled": at the first iterate that fools the model, which it keeps (any-iterate semantics).
+        "cycle": once its iterates repeat, which is confirmed over one further period; it ends on
+        the iterate that all the steps would end on, bit for bit (arXiv 2503.19347).
+        "resolved": at whichever comes first; its results are those of "fooled".
+    A cycle asks for steps that depend on x_adv alone (Steepest or Gradient of one step size) and a
+    deterministic model that treats a sample alike whatever else is in the batch. PyTorch's matrix
+    products may round otherwise in a smaller batch, of under 4 samples above all, and so may a
+    dense stack under fa.compile, whose full run is one call: a sample then ends as it might have
+    ended in other company.
     mode: "eval", "train" or "keep": the model's mode while crafting. Flags and batch norm's
     statistics are restored. A callable that is no nn.Module is run as it is.
 
@@ -76,10 +85,11 @@ class Attack:
         for name, choices in (("start", STARTS), ("stop", STOPS), ("mode", MODES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}")
-        if self.stop and self.mode != "eval":
+        require_stop(self.stop, self.rule, self.mode)
+        if self.start == "zero" and self.restarts > 1 and self.mode == "eval":
             raise ValueError(
-                f"`stop` drops samples from the batch and needs mode='eval', got {self.mode!r}: "
-                "batch norm in train mode would change the others"
+                "`restarts` needs start='uniform', as pgd has: from x itself each does the same, "
+                f"got restarts={self.restarts} and start='zero'"
             )
         if isinstance(self.rule, Auto) and self.ball.order == "l1":
             raise ValueError("`ball` must be Linf or L2 for apgd (2003.01690), got L1")
@@ -121,7 +131,8 @@ class Attack:
 
         x, the model's mode, its buffers, requires_grad and .grad stay untouched.
         Raises TypeError or ValueError where x lies outside the bounds, y does not fit the logits,
-        the model has no gradient, or it gives NaN.
+        the model has no gradient, or it gives NaN. An infinite gradient has a sign, which serves
+        the linf ball's steepest steps; elsewhere it raises too.
         """
         return self._start(model, x, y, target, radius, generator, offset, True)
 
@@ -137,6 +148,7 @@ class Attack:
             limit = self.ball.radius if radius is None else radius
             r = ops.per_sample(limit, x, "radius", round_down=True)
             _checks.inputs(x, r, self.ball.bounds_for(x))
+            _checks.binding(self.ball.order, r, self.ball.bounds_for(x))
             if isinstance(self.rule, Auto) and not bool(torch.isfinite(r).all()):
                 raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")
             if x.numel() == 0:
@@ -145,6 +157,7 @@ class Attack:
                 if y is None and (target is None or objective.targeted_needs_y):
                     y = objective.predict(output(model, x.clone()))  # a model may write on it
                 problem = Problem(model, objective, self.ball, x, r, y, target)
+                problem.signs_serve = self._takes_signs()
                 result = self._search(problem, generator, offset, score)
         problem.raise_if_nan()
         return result
@@ -162,7 +175,7 @@ class Attack:
                 start = self.ball.sample(
                     x, seed, radius=problem.radius, offset=offset, stream=restart
                 )
-            if restart and self.stop:  # who is fooled already is done
+            if restart and self.stop in AT_FOOLED:  # who is fooled already is done
                 todo = (~best.success).nonzero()[:, 0]
                 if len(todo) == 0:
                     break
@@ -176,14 +189,17 @@ class Attack:
         full = len(x) * self.restarts * a_run
         return replace(best, forwards=problem.tally.forwards, forwards_full=full)
 
+    def _takes_signs(self) -> bool:
+        return self.ball.order == "linf" and isinstance(self.rule, (Steepest, Auto))
+
     def _climb(self, problem: Problem, x_adv: Tensor) -> Tensor:
         plan = problem.model.attack_plan if isinstance(problem.model, Compiled) else None
         if plan is not None and (climb := plan(self, problem)) is not None:
             return climb(x_adv)
         if isinstance(self.rule, Auto):
             return auto_ascent(problem, x_adv, self.rule, self.steps)
-        if self.stop == "fooled":
-            return _ascend_until_fooled(problem, x_adv, self.rule, self.steps)
+        if self.stop:
+            return ascend_until_done(problem, x_adv, self.rule, self.steps, self.stop)
         return _ascend(problem, x_adv, self.rule, self.steps)
 
 
@@ -200,25 +216,6 @@ def _ascend(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:
         _, grad, _ = problem.gradient(x_adv)
         rule.step_(state, k, x_adv, grad, problem.x, problem.ball, problem.radius)
     return x_adv
-
-
-def _ascend_until_fooled(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:
-    """The same, but a sample leaves the batch with the first iterate that fools the model."""
-    result = x_adv.clone()
-    rest = torch.arange(len(x_adv), device=x_adv.device)
-    state = rule.start(x_adv)
-    for k in range(steps):
-        _, grad, fooled = problem.gradient(x_adv)
-        if bool(fooled.any()):
-            result[rest[fooled]] = x_adv[fooled]
-            keep = (~fooled).nonzero()[:, 0]
-            if len(keep) == 0:
-                return result
-            rest, x_adv, grad, problem = rest[keep], x_adv[keep], grad[keep], problem.take(keep)
-            state = {name: rows[keep] for name, rows in state.items()}
-        rule.step_(state, k, x_adv, grad, problem.x, problem.ball, problem.radius)
-    result[rest] = x_adv
-    return result
 
 
 def _nothing(x: Tensor) -> AttackResult:

@@ -37,8 +37,9 @@ class ClassLabels:
         samples, classes = logits.shape
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             hint = ": probabilities go with kl" if y.shape == logits.shape else ""
+            hint = _one_hot_hint(y, name, logits) or hint
             raise TypeError(f"`{name}` must be integers (class labels), got {_name(y)}{hint}")
-        _same_shape(y, name, (samples,), logits)
+        _same_shape(y, name, (samples,), logits, _one_hot_hint(y, name, logits))
         bad = (y < 0) | (y >= classes)
         yield bad.any(), lambda: f"`{name}` must be in [0, {classes}), got {_first(y, bad)}"
 
@@ -130,12 +131,21 @@ class Probabilities:
 Labels = ClassLabels | BinaryLabels | Probabilities
 
 
-def _same_shape(y: Tensor, name: str, expected: tuple[int, ...], logits: Tensor) -> None:
+def _same_shape(
+    y: Tensor, name: str, expected: tuple[int, ...], logits: Tensor, hint: str = ""
+) -> None:
     if tuple(y.shape) != expected:
         raise ValueError(
             f"`{name}` must be {text(expected)} to go with `model(x)` {text(logits.shape)}, "
-            f"got {text(y.shape)}"
+            f"got {text(y.shape)}{hint}"
         )
+
+
+def _one_hot_hint(y: Tensor, name: str, logits: Tensor) -> str:
+    """Where to go from rows of one 1 each; reads from the device, and only where y does not fit."""
+    if y.shape != logits.shape or not bool((((y != 0).sum(1) == 1) & (y.sum(1) == 1)).all()):
+        return ""
+    return f": take the classes of one-hot rows, {name}.int().argmax(1)"
 
 
 def _first(values: Tensor, bad: Tensor) -> str:

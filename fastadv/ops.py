@@ -117,7 +117,7 @@ def per_sample(
     """
     dtype = reference.compute_dtype(x.dtype)
     if not isinstance(value, Tensor):
-        if not isinstance(value, Real):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"`{name}` must be a number or a tensor, got {type(value).__name__}")
         _checks.length(float(value), name)
         number = _number if type(x) is Tensor else _number.__wrapped__  # a fake one is not kept
@@ -184,9 +184,10 @@ def step_(
     ball of `radius` around x and the box `ball.bounds`; both hold exactly for the stored numbers.
     Where the gradient is zero nothing moves. Memory formats that differ from x_adv's cost a copy.
 
-    Returns x_adv. Raises ValueError or TypeError, with x_adv unchanged, on any mismatch. What only
-    the values tell is not checked, since that would wait for the device: x must lie in the box,
-    sizes given as tensors must be numbers, and x_adv must share no memory with x or grad.
+    Returns x_adv. Raises ValueError or TypeError, with x_adv unchanged, on any mismatch, and
+    RuntimeError on the CPU where x_adv shares memory with x or grad. What only the values tell is
+    not checked, since that would wait for the device: x must lie in the box, and sizes given as
+    tensors must be numbers.
     """
     _checks.data(x_adv, "x_adv")
     _checks.mutable(x_adv, "x_adv")
@@ -236,19 +237,8 @@ def universal_(
 
     Returns delta. Raises ValueError or TypeError, with delta unchanged, on any mismatch.
     """
-    _checks.data(grads, "grads")
-    _checks.mutable(delta, "delta")
-    if delta is velocity:
-        raise ValueError("`delta` and `velocity` are updated in place and must not be one tensor")
+    _check_universal(delta, grads, weights, velocity)
     rule = _rule(ball, steepest, top)
-    _checks.like(delta, "delta", grads.new_empty(grads.shape[1:]), "grads[0]")
-    dtype = reference.compute_dtype(grads.dtype)
-    if weights is not None:
-        _checks.like(weights, "weights", grads.new_empty(len(grads), dtype=dtype), "len(grads)")
-    if velocity is not None:
-        _checks.like(velocity, "velocity", grads.new_empty(delta.shape, dtype=dtype), "delta")
-        if not velocity.is_contiguous():
-            raise ValueError("`velocity` is updated in place and must be contiguous")
     step = per_sample(step_size, grads[:1], "step_size")
     radius = per_sample(ball.radius, grads[:1], "radius", round_down=True)
     if delta.numel() == 0 or len(grads) == 0:
@@ -258,6 +248,23 @@ def universal_(
     weights = None if weights is None else weights.contiguous()
     op(point, velocity, grads.contiguous(), weights, step, radius, momentum, signs, *rule)
     return delta if point is delta else delta.copy_(point)
+
+
+def _check_universal(
+    delta: Tensor, grads: Tensor, weights: Tensor | None, velocity: Tensor | None
+) -> None:
+    _checks.data(grads, "grads")
+    _checks.mutable(delta, "delta")
+    if delta is velocity:
+        raise ValueError("`delta` and `velocity` are updated in place and must not be one tensor")
+    _checks.like(delta, "delta", grads.new_empty(grads.shape[1:]), "grads[0]")
+    dtype = reference.compute_dtype(grads.dtype)
+    if weights is not None:
+        _checks.like(weights, "weights", grads.new_empty(len(grads), dtype=dtype), "len(grads)")
+    if velocity is not None:
+        _checks.like(velocity, "velocity", grads.new_empty(delta.shape, dtype=dtype), "delta")
+        if not velocity.is_contiguous():
+            raise ValueError("`velocity` is updated in place and must be contiguous")
 
 
 def head(

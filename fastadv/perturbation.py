@@ -59,11 +59,15 @@ class Perturbation:
     def save(self, path: str | os.PathLike[str], facts: Mapping[str, str] | None = None) -> None:
         """Writes a safetensors file: the tensor `delta`, and in its metadata the ball and `facts`.
 
-        An existing file is replaced only once the new one is whole.
+        An existing file is replaced only once the new one is whole. Raises FileNotFoundError
+        where `path` is a folder or in none.
         """
         ball = {"order": self.ball.order, "radius": self.ball.radius, "bounds": self.ball.bounds}
         metadata = {**(facts or {}), "format": _FORMAT, "ball": json.dumps(ball)}
         target = Path(path)
+        if target.is_dir() or not target.parent.is_dir():
+            what = "a file's" if target.is_dir() else "in a folder that exists"
+            raise FileNotFoundError(f"`path` must be {what}, got {os.fspath(path)!r}")
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             save_file({"delta": self.delta.detach().cpu().contiguous()}, partial, metadata)
@@ -74,6 +78,8 @@ class Perturbation:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Perturbation:
         """Reads what `save` wrote, onto the CPU. Raises ValueError for any other file."""
+        if Path(path).is_dir():
+            raise ValueError(f"`path` must be a saved Perturbation, got the folder {str(path)!r}")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

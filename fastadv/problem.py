@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastadv import _checks
 from fastadv.balls import Ball
@@ -38,6 +38,7 @@ class Problem:
     target: Tensor | None
     tally: Tally = field(default_factory=Tally)
     checked: bool = False
+    signs_serve: bool = False  # of the gradient only signs are taken: an infinite one has one
 
     def gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(loss (N,), its gradient (N, *shape), fooled (N,)) at x_adv: one forward, one backward.
@@ -55,7 +56,8 @@ class Problem:
             raise ValueError(NO_GRADIENT)
         if grad.numel():
             least, most = grad.aminmax()  # NaN where any is; inf - inf is NaN too
-            self.tally.seen.append(((least - least) + (most - most))[None].to(loss.dtype))
+            wrong = least if self.signs_serve else (least - least) + (most - most)
+            self.tally.seen.append(wrong[None].to(loss.dtype))
         return loss, grad, fooled
 
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +74,7 @@ class Problem:
         radius = self.radius[index] if self.radius.dim() and len(self.radius) > 1 else self.radius
         return Problem(
             self.model, self.objective, self.ball, self.x[index], radius, rows(self.y),
-            rows(self.target), self.tally, self.checked,
+            rows(self.target), self.tally, self.checked, self.signs_serve,
         )  # fmt: skip
 
     def prepare(self, logits: Tensor) -> None:
@@ -100,8 +102,8 @@ class Problem:
         seen = self.tally.seen
         if seen and bool(torch.cat(seen).isnan().any()):
             raise ValueError(
-                "`model` gave NaN or an infinite gradient at a point of the ball: its logits, "
-                "their loss or its gradient are no number"
+                "`model` gave NaN, or an infinite gradient where its length counts, at a point of "
+                "the ball: its logits, their loss or its gradient are no number"
             )
 
 
@@ -115,10 +117,27 @@ def output(model: Model, x: Tensor) -> Tensor:
     """model(x), or an error that says what a model must return."""
     if not callable(model):
         raise TypeError(f"`model` must be callable, got {type(model).__name__}")
-    logits = model(x)
+    try:
+        logits = model(x)
+    except RuntimeError as error:
+        if mismatch := _mismatch(model, x):
+            raise TypeError(mismatch) from error
+        raise
     if isinstance(logits, Tensor):
         return logits
     raise TypeError(
         f"`model` must map a tensor to a tensor of logits, got {type(logits).__name__}: "
         "wrap it, as in lambda x: model(x).logits"
     )
+
+
+def _mismatch(model: Model, x: Tensor) -> str | None:
+    """What in x may have kept the model from running. No mistake by itself: a model may cast."""
+    found = model.parameters() if isinstance(model, nn.Module) else ()
+    first = next((p for p in found if p.is_floating_point()), None)
+    if first is None or (first.dtype == x.dtype and first.device == x.device):
+        return None
+    ours, theirs = str(x.dtype)[6:], str(first.dtype)[6:]
+    if x.device != first.device:
+        ours, theirs = f"on {x.device}", f"on {first.device}"
+    return f"`x` is {ours} but the model's parameters are {theirs}: convert one, as in x.to(...)"

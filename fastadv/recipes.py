@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from fastadv.attack import Attack
 from fastadv.balls import Ball, require_ball
 from fastadv.deepfool import DeepFool
-from fastadv.rules import Auto, Momentum, Steepest, StepSize
+from fastadv.rules import Auto, Momentum, Rule, Steepest, StepSize
 
-# Every recipe of an Attack takes its keywords too: objective, start, restarts, stop, mode.
+OPTIONS = (
+    "objective",
+    "start",
+    "restarts",
+    "stop",
+    "mode",
+)  # Attack's own; deepfool is none
+
+
+def _attack(ball: Ball, rule: Rule | Auto, steps: int, options: dict[str, Any]) -> Attack:
+    """Attack(ball, rule, steps, **options). Raises TypeError for options that no recipe has."""
+    for name in options:
+        if name not in OPTIONS:
+            close = get_close_matches(name, ("step_size", "steps", *OPTIONS), 1, 0.8)
+            hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(OPTIONS)}"
+            raise TypeError(f"`{name}` is no option of this recipe: {hint}")
+    return Attack(ball, rule, steps, **options)
 
 
 def fgsm(ball: Ball, **options: Any) -> Attack:
@@ -28,7 +45,7 @@ def pgd(ball: Ball, step_size: StepSize | None = None, steps: int = 10, **option
     step_size: None is 2.5 * radius / steps, which can reach any point of the ball from any other.
     """
     size = 2.5 * require_ball(ball).radius / max(steps, 1) if step_size is None else step_size
-    return Attack(ball, Steepest(size), steps, **options)
+    return _attack(ball, Steepest(size), steps, options)
 
 
 def mi_fgsm(
@@ -43,7 +60,7 @@ def mi_fgsm(
     step_size: None is radius / steps.
     """
     size = require_ball(ball).radius / max(steps, 1) if step_size is None else step_size
-    return Attack(ball, Momentum(size, decay), steps, **{"start": "zero"} | options)
+    return _attack(ball, Momentum(size, decay), steps, {"start": "zero"} | options)
 
 
 def apgd(ball: Ball, steps: int = 100, rho: float = 0.75, **options: Any) -> Attack:
@@ -51,7 +68,7 @@ def apgd(ball: Ball, steps: int = 100, rho: float = 0.75, **options: Any) -> Att
 
     With `objective=fa.dlr` it is APGD-DLR. A sample keeps the first iterate that fools the model.
     """
-    return Attack(ball, Auto(rho), steps, **options)
+    return _attack(ball, Auto(rho), steps, options)
 
 
 def deepfool(norm: str = "l2", steps: int = 50, **options: Any) -> DeepFool:

@@ -101,10 +101,14 @@ def step_l2_(
 ) -> None:  # fmt: skip
     """x_adv <- x + min(1, radius / ||v||) v, v = x_adv - x + step_size * grad / ||grad||."""
     origin, g, point = (t.to(compute_dtype(x.dtype)) for t in (x, grad, x_adv))
+    unit = unit_of(g, steepest)
+    g = g / rows(unit, g)
     length = norm(g, 2)
-    step = torch.where(length > 0, step_size / length, 0) if steepest else step_size + 0 * length
-    most = torch.finfo(g.dtype).max  # no stride, and no scale back, leaves the numbers
-    step = torch.where(length > 0, step.minimum(most * 2.0**-40 / length), step).clamp(max=most)
+    steps = step_size / length if steepest else step_size.double() * unit + 0 * length
+    step = torch.where(length > 0, steps, 0) if steepest else steps
+    most = torch.finfo(g.dtype).max  # no stride, no square of it, no scale back leaves the numbers
+    longest = 1e150 if g.dtype == torch.float64 else most * 2.0**-40
+    step = torch.where(length > 0, step.minimum(longest / length), step).clamp(max=most)
     stride = rows(step.to(g.dtype), x) * g
     v, room = point - origin + stride, slack(x_adv) if len(x_adv) else 0.0
     outside = norm(v, 2) > radius * (1 - room)
@@ -146,6 +150,17 @@ def norm(v: Tensor, order: float) -> Tensor:
     """(N, *shape) to (N,): the l_order norm of each sample, in float64."""
     result: Tensor = torch.linalg.vector_norm(flat(v.double()), order, dim=1)
     return result
+
+
+def unit_of(grad: Tensor, steepest: bool) -> Tensor:
+    """(N,): 1, or the largest |grad| where its l2 norm's squares, or a step over it, leave the
+    numbers: a gradient of float64 of 1e-170 has a direction too."""
+    least, most = (1e-150, 1e150) if grad.dtype == torch.float64 else (1e-30, math.inf)
+    if not grad.numel():
+        return grad.new_ones(len(grad))
+    length, largest = norm(grad, 2), flat(grad.abs()).amax(1)
+    beyond = (length >= most) | (steepest & (length <= least))
+    return torch.where(beyond & (largest > 0) & torch.isfinite(largest), largest, 1)
 
 
 def slide(grad: Tensor, top: float) -> Tensor:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Rule:
     """A step of `step_size` (one number, or one a step: a schedule) in the units of x."""
 
     step_size: StepSize
+    stateless: ClassVar[bool] = False  # claimed by rules whose step follows from x_adv alone
 
     def __post_init__(self) -> None:
         sizes = self.step_size if isinstance(self.step_size, (tuple, list)) else (self.step_size,)
@@ -42,6 +44,12 @@ class Rule:
         if isinstance(self.step_size, tuple):
             return self.step_size[min(k, len(self.step_size) - 1)]
         return self.step_size
+
+    @property
+    def is_memoryless(self) -> bool:
+        """Whether all steps are one function of x_adv: an iterate met twice then makes a cycle."""
+        sizes = self.step_size if isinstance(self.step_size, tuple) else (self.step_size,)
+        return self.stateless and len(set(sizes)) == 1
 
     def start(self, x: Tensor) -> State:
         """The state before the first step."""
@@ -62,6 +70,7 @@ class Steepest(Rule):
     .01 on 3072 coordinates; with few coordinates more must move."""
 
     top: float = 0.05
+    stateless: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +86,8 @@ class Steepest(Rule):
 @dataclass(frozen=True)
 class Gradient(Rule):
     """The raw gradient of the sample's own loss: x_adv + step_size * grad."""
+
+    stateless: ClassVar[bool] = True
 
     def step_(
         self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,

@@ -44,6 +44,14 @@ VALUES: dict[str, tuple[Make, type[Exception], str]] = {
     "one beta": (lambda: fa.Adam(0.1, 0.9), ValueError, "`betas` must be two numbers, got 0.9"),
     "epsilon": (lambda: fa.Adam(0.1, epsilon=0), ValueError, "`epsilon` must be finite and pos"),
     "rho": (lambda: fa.apgd(LINF, rho=2.0), ValueError, r"`rho` must be in \[0, 1\], got 2.0"),
+    "restarts from x": (
+        lambda: fa.bim(LINF, restarts=2), ValueError, "`restarts` needs start='uniform'.*s=2",
+    ),
+    "step for steps": (
+        lambda: fa.fgsm(LINF, step=1), TypeError, "`step` is no option .* did you mean `steps`",
+    ),
+    "stepsize": (lambda: fa.pgd(LINF, stepsize=1), TypeError, "did you mean `step_size`"),
+    "eps": (lambda: fa.apgd(LINF, eps=1), TypeError, "`eps` is no option .* there are objective"),
     "std": (lambda: fa.normalized(abs, [0.5], [0.0]), ValueError, "`std` must be positive"),
     "mean and std": (lambda: fa.normalized(abs, [0.5], [1, 2]), ValueError, "`std` must have 1"),
 }  # fmt: skip
@@ -146,6 +154,20 @@ RUNS: dict[str, tuple[Make, type[Exception], str]] = {
     "y of another rank": (lambda: PGD(MODEL, X, Y[:, None]), ValueError, r"`y` must be \(5,\)"),
     "y too large": (lambda: PGD(MODEL, X, Y + 1), ValueError, r"`y` must be in \[0, 3\), got 3"),
     "y below 0": (lambda: PGD(MODEL, X, Y - 1), ValueError, r"`y` must be in \[0, 3\), got -1"),
+    "y one-hot": (
+        lambda: PGD(MODEL, X, torch.eye(3)[Y].long()), ValueError,
+        r"`y` must be \(5,\) .* got \(5, 3\): take the classes of one-hot rows, y.int\(\).argmax",
+    ),
+    "target one-hot": (
+        lambda: PGD(MODEL, X, target=torch.eye(3)[Y]), TypeError, r"rows, target.int\(\).argmax\(1",
+    ),
+    "y probabilities": (
+        lambda: PGD(MODEL, X, MODEL(X).softmax(1)), TypeError, "`y` must be int.* go with kl",
+    ),
+    "x of another dtype than the model": (
+        lambda: PGD(MODEL, X.double(), Y), TypeError,
+        "`x` is float64 but the model's parameters are float32: convert one",
+    ),
     "y floating": (lambda: PGD(MODEL, X, Y.float()), TypeError, "`y` must be integers"),
     "target an int": (
         lambda: PGD(MODEL, X, Y, target=1), TypeError, "`target` must be a torch.Tensor, got int",
@@ -230,3 +252,44 @@ def test_a_float32_rounding_beyond_the_bounds_is_no_mistake() -> None:
         x = torch.nextafter(ends, ends * 2).to(dtype)
         got = fa.pgd(ball)(lambda v: MODEL(v.float()), x, Y[:1])
         assert torch.isfinite(got).all()
+
+
+def test_a_model_s_own_errors_pass() -> None:
+    for model in (lambda v: MODEL(v[:, :5]), torch.nn.Sequential(torch.nn.Linear(5, 3))):
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+            PGD(model, X, Y)
+    casting = torch.nn.Linear(6, 3)
+    casting.forward = lambda v: MODEL(v.float())  # another dtype than its parameters is no mistake
+    assert PGD(casting, X.double(), Y).dtype == torch.float64
+
+
+def test_a_radius_beyond_the_box_warns() -> None:
+    for ball, radius in ((fa.Linf(8), None), (LINF, 8), (LINF, torch.full((5,), 8.0))):
+        with pytest.warns(
+            UserWarning, match="`radius` 8 exceeds the width 1 .* 8 / 255 meant"
+        ) as w:
+            fa.bim(ball, 0.1)(MODEL, X, Y, radius=radius)
+        assert w[0].filename == __file__
+    fa.bim(fa.L2(8), 0.1)(MODEL, X, Y)  # a long diagonal
+    fa.bim(fa.Linf(8, None), 0.1)(MODEL, X, Y)
+    fa.bim(LINF, 0.1)(MODEL, X, Y, radius=torch.tensor([0.1, 8, 8, 8, 8]))
+    fa.bim(fa.Linf(INF), 0.1)(MODEL, X, Y)
+
+
+def test_an_infinite_gradient_has_a_sign_in_linf() -> None:
+    """sqrt's derivative at 0 is inf: the first pixel of the first sample."""
+    x = torch.tensor([[0.0, 0.5], [0.25, 0.5]])
+    y = torch.zeros(2, dtype=torch.long)
+    model = lambda v: torch.stack([1 - v[:, 0].sqrt(), v[:, 1]], 1)  # noqa: E731
+    for attack in (fa.bim(fa.Linf(0.1), 0.02, 3), fa.apgd(fa.Linf(0.1), 3, start="zero")):
+        got = attack(model, x, y)
+        assert bool((got > x).all())
+        assert bool((got - x <= 0.1).all())
+    torch.testing.assert_close(fa.bim(fa.Linf(0.1), 0.02, 3)(model, x, y), x + 0.06)
+    for other in (
+        fa.bim(fa.L2(0.1)), fa.bim(fa.L1(0.1)), fa.mi_fgsm(fa.Linf(0.1)),
+        fa.Attack(fa.Linf(0.1), fa.Adam(0.1), start="zero"),
+        fa.Attack(fa.Linf(0.1), fa.Gradient(0.1), start="zero"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="an infinite gradient where its length counts"):
+            other(model, x, y)

@@ -84,7 +84,7 @@ def test_the_ops_themselves_keep_inside_their_memory() -> None:
     call, number = torch.ops.fastadv.step_linf_, torch.tensor(0.1)
     x = torch.rand(2, 3, 4, 4)
     last = x.contiguous(memory_format=torch.channels_last)
-    good = [x, x, x, number, number, None, True]
+    good = [x.clone(), x, x, number, number, None, True]
     bad = [
         (0, x.permute(0, 2, 3, 1), "`x_adv` must be contiguous"), (0, x[0, 0, 0, 0], "batch dimen"),
         (1, x[:1], "`grad` must be"), (1, last, "`grad` must have the memory format"),
@@ -97,3 +97,33 @@ def test_the_ops_themselves_keep_inside_their_memory() -> None:
         args = [argument if i == place else a for i, a in enumerate(good)]
         with pytest.raises(RuntimeError, match=words):
             call(*args)
+
+
+@pytest.mark.parametrize("order", ["linf", "l2", "l1"])
+def test_what_is_updated_shares_no_memory_with_what_is_read(order: str) -> None:
+    """Through any view; the reference works out of place, and needs no such care."""
+    if not ops.backend().is_native:
+        pytest.skip("the reference serves the ops")
+    store = torch.rand(12, 6, generator=torch.Generator().manual_seed(2))
+    before, ball = store.clone(), {"linf": fa.Linf, "l2": fa.L2, "l1": fa.L1}[order](0.1)
+    x_adv = store[3:8]
+    for shared in (store[3:8], store[:5], store[6:11]):
+        for names in ({"grad": shared, "x": X}, {"grad": X, "x": shared}):
+            with pytest.raises(RuntimeError, match=r"`x_adv` .* no memory with `(grad|x)`"):
+                ops.step_(x_adv, **names, ball=ball, step_size=0.1)
+            arrays = {name: t.numpy() for name, t in names.items()}
+            with pytest.raises(ValueError, match="must share no memory"):
+                fa.numpy.step_(x_adv.numpy(), **arrays, ball=ball, step_size=0.1)
+    for given, words in (
+        ({"delta": store[4], "grads": store[2:6]}, "`delta` .* with `grads`"),
+        ({"delta": torch.zeros(6), "grads": store, "velocity": store[2]}, "`velocity` .* `grads`"),
+        ({"delta": store[1], "grads": X, "velocity": store[1].view(6)}, "`velocity` .* `delta`"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            ops.universal_(**given, ball=ball, step_size=0.1)
+        arrays = {name: t.numpy() for name, t in given.items()}
+        with pytest.raises(ValueError, match="must share no memory"):
+            fa.numpy.universal_(**arrays, ball=ball, step_size=0.1)
+    assert torch.equal(store, before)
+    ops.step_(x_adv, store[:3].new_zeros(5, 6), X, ball=ball, step_size=0.1)
+    ops.step_(store[3:6], store[:3], store[6:9], ball=ball, step_size=0.1)  # neighbours are apart

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 import fastadv as fa
-from bench import dense, plot, run
+from bench import attacks, plot, run, store
 from bench.timing import Times, interleave
 
 
@@ -47,6 +48,7 @@ def test_step_stores_whole_rows(tmp_path, norm, dtype):
         ("head", "--shape", "16x10", "--objective", "dlr"),
         ("overhead", "--shape", "2x1x4x4"),
         ("moosavi", "--images", "30", "--train-steps", "20", "--rounds", "1", "--no-art"),
+        ("stop", "--batch", "16", "--steps", "60", "--train-steps", "2"),
     ],
 )
 def test_the_others_run(tmp_path, arguments):
@@ -57,11 +59,11 @@ def test_the_others_run(tmp_path, arguments):
 @pytest.mark.filterwarnings("ignore:precision='bfloat16' is served in float32")
 def test_dense_runs_and_a_wrong_attack_gets_no_figure(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(dense, "PEERS", {})
+    monkeypatch.setattr(attacks, "LIBRARIES", {})
     options = ("--batch", "256", "--steps", "3", "--train-epochs", "4")
     assert measure(tmp_path, "dense", *options) == 0
     assert "GFLOP/s" in capsys.readouterr().out
-    monkeypatch.setattr(dense, "PEERS", {"torch": lambda *given: lambda x, y: x})
+    monkeypatch.setattr(attacks, "LIBRARIES", {"torch": lambda *given: lambda x, y: x})
     assert measure(tmp_path, "dense", *options) == 1
     assert "half a point" in capsys.readouterr().err
 
@@ -114,6 +116,22 @@ def test_other_columns_are_not_mixed(tmp_path):
     with pytest.raises(ValueError, match="other columns"):
         measure(tmp_path, "overhead", "--shape", "2x1x4x4")
     assert (tmp_path / "overhead.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_other_tables_are_saved_with_the_machines_facts(tmp_path):
+    @dataclass
+    class Found:
+        library: str
+        accuracy: float
+
+    path = tmp_path / "new" / "found.csv"
+    for anew, expected in ((False, ["a"]), (False, ["a", "a"]), (True, ["a"])):
+        store.save([Found("a", 0.5)], path, anew)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["library"] for row in rows] == expected
+        assert all(row["commit"] and row["processor"] and row["torch"] for row in rows)
+    assert list(rows[0])[-2:] == ["library", "accuracy"]
 
 
 def test_plot_draws_what_was_stored(tmp_path, capsys):

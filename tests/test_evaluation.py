@@ -211,6 +211,14 @@ def test_short_names(attack: fa.Attack, name: str) -> None:
     assert label(attack) == name
 
 
+def test_without_attacks_it_is_the_clean_accuracy() -> None:
+    x, y = torch.rand(9, 6, generator=seeded(4)), torch.zeros(9, dtype=torch.long)
+    model = torch.nn.Linear(6, 2)
+    report = evaluate(model, [(x, y)])
+    assert report.clean_accuracy == float((model(x).argmax(1) == y).double().mean())
+    assert not report.attacks
+
+
 def test_the_figure(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     x = torch.rand(3, 5, 5, generator=seeded(9))

@@ -147,3 +147,18 @@ def test_universal_mistakes(name: str) -> None:
     with pytest.raises(error, match=words):
         fa.numpy.universal_(delta, A + 1, **given)
     assert not delta.any()
+
+
+def test_radii_as_numbers_are_rounded_down_whenever_they_come() -> None:
+    """Kept arrays are those of their dtype: the same number in turn for float64 and float32."""
+    zero = [np.zeros((1, 4), dtype) for dtype in (np.float32, np.float64, np.float16)]
+    for _ in range(2):
+        for x in zero:
+            got = fa.numpy.step_(
+                x.copy(), x + 1, x, ball=fa.Linf(8 / 255, (-1, 1)), step_size=1,
+            )  # fmt: skip
+            assert (got.astype(np.float64) <= 8 / 255).all()
+            assert (got.astype(np.float64) > 0.999 * 8 / 255).all()
+    for bad in (True, "1", None, 1j):
+        with pytest.raises(TypeError, match="`step_size` must be a number"):
+            fa.numpy.step_(zero[0], zero[0], zero[0], ball=fa.Linf(1), step_size=bad)

@@ -115,6 +115,17 @@ def test_load_refuses_other_files(tmp_path: Path) -> None:
         fa.Perturbation.load(path)
     with pytest.raises(FileNotFoundError):
         fa.Perturbation.load(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"`path` must be a saved .* got the folder"):
+        fa.Perturbation.load(tmp_path)
+
+
+def test_save_needs_a_folder(tmp_path: Path) -> None:
+    uap = fa.Perturbation(torch.zeros(3), fa.L2(2.0))
+    with pytest.raises(FileNotFoundError, match=r"`path` must be in a folder .* got '.*/none/uap'"):
+        uap.save(tmp_path / "none" / "uap")
+    with pytest.raises(FileNotFoundError, match=r"`path` must be a file's, got"):
+        uap.save(str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_norm_and_repr() -> None:

@@ -133,10 +133,7 @@ def test_steepest_step_does_not_depend_on_the_gradients_size(order: str, size: f
     ball = BALLS[order](1.0, None)
     got = ops.step_(x.clone(), sign * size, x, ball=ball, step_size=0.5, top=0.2)
     expected = ops.step_(x.clone(), sign.clone(), x, ball=ball, step_size=0.5, top=0.2)
-    if size == 1e-45 and order == "l2":  # no float32 brings it to length 1: a shorter step
-        assert bool((got * sign > 0).all())
-    else:
-        assert_near(got, expected, 16, 1.0)
+    assert_near(got, expected, 16, 1.0)
 
 
 @pytest.mark.parametrize("order", ORDERS)

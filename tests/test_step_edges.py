@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from tolerance import assert_in_ball, assert_in_box
+from torch import Tensor
 
 import fastadv as fa
-from fastadv import ops
+from fastadv import ops, reference
 
 BALLS = {"linf": fa.Linf, "l2": fa.L2, "l1": fa.L1}
+
+
+def _reference_l2(
+    x_adv: Tensor, grad: Tensor, x: Tensor, *, ball: fa.Ball, step_size: float, steepest=True
+) -> Tensor:
+    size = ops.per_sample(step_size, x, "step_size")
+    radius = ops.per_sample(ball.radius, x, "radius", round_down=True)
+    reference.step_l2_(x_adv, grad, x, size, radius, ball.bounds_for(x), steepest)
+    return x_adv
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -71,3 +82,37 @@ def test_samples_without_elements_do_not_crash_the_ops(order: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+@pytest.mark.parametrize("served", [ops.step_, _reference_l2], ids=["op", "reference"])
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-200, 1e-162, 1e-140, 1e140, 1e160, 1e300])
+def test_float64_gradients_whose_squares_are_no_numbers(served: Callable, size: float) -> None:
+    g = torch.Generator().manual_seed(2)
+    x = torch.rand(3, 40, generator=g).double()
+    small = torch.randint(-4, 5, (3, 40), generator=g).double()  # as size * small holds exactly
+    small[1] = 0  # nothing moves, whatever the others do
+    x_adv = fa.L2(0.3).project(x + 0.1 * torch.randn(3, 40, generator=g).double(), x)
+    settings = {"ball": fa.L2(0.3), "step_size": 0.1}
+    got = served(x_adv.clone(), small * size, x, **settings)
+    expected = served(x_adv.clone(), small, x, **settings)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
+    assert torch.equal(got[1], x_adv[1])
+    assert not torch.equal(got[0], x_adv[0])
+    assert_in_ball(got, x, 0.3, "l2")
+    raw = served(x_adv.clone(), small * size, x, ball=fa.L2(0.3), step_size=0.01, steepest=False)
+    far = 1e100 if size > 1 else 0.0  # to the ball's end, or nowhere
+    expected = served(
+        x_adv.clone(), small * far, x, ball=fa.L2(0.3), step_size=0.01, steepest=False
+    )
+    torch.testing.assert_close(raw, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_other_gradients_of_any_size_have_a_direction(dtype: torch.dtype) -> None:
+    x = torch.full((1, 24), 0.5, dtype=dtype)
+    sign = torch.where(torch.arange(24) % 2 == 0, 1.0, -1.0).to(dtype)[None]
+    expected = ops.step_(x.clone(), sign, x, ball=fa.L2(0.3), step_size=0.2)
+    for size in (torch.finfo(dtype).smallest_normal / 8, torch.finfo(dtype).max):
+        for served in (ops.step_, _reference_l2):
+            got = served(x.clone(), sign * size, x, ball=fa.L2(0.3), step_size=0.2)
+            torch.testing.assert_close(got, expected)

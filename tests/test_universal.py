@@ -168,6 +168,9 @@ def test_empty_and_wrong_loaders(vectors: tuple[Tensor, Tensor]) -> None:
     for loader, error, words in cases:
         with pytest.raises(error, match=words):
             fa.universal.gradient(attack, model, loader, epochs=2)
+    for target in (y, 1.0, True):
+        with pytest.raises(TypeError, match="`target` must be one class for all inputs"):
+            fa.universal.gradient(attack, model, [(x, y)], target=target)
     with pytest.raises(ValueError, match="`epochs` must be at least 1, got 0"):
         fa.universal.gradient(attack, model, [(x, y)], epochs=0)
     with pytest.raises(ValueError, match=r"Auto \(apgd\)"):

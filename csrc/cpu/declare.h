@@ -25,6 +25,7 @@ void direct(const DirectArgs&, int64_t begin, int64_t end);
 void relu(const ReluArgs&, int64_t begin, int64_t end);
 void fingerprint(const FingerprintArgs&, int64_t begin, int64_t end);
 void dense_pgd(const DensePgdArgs&, int64_t begin, int64_t end);
+void dense_pass(const DensePassArgs&, int64_t begin, int64_t end);
 
 // A sample's own step, and a universal perturbation's: no x, the gradient summed in the compute
 // dtype.

@@ -189,10 +189,15 @@ struct DenseLayer {
   float leak;  // the slope of kLeaky below 0
 };
 
-// `steps` steps of an attack on a stack of such layers, float32 data.
-struct DensePgdArgs {
+struct DenseStack {
   const DenseLayer* layers;
   int64_t count;
+  bool bfloat16;  // the products; sums are float32
+};
+
+// `steps` steps of an attack on a stack, float32 data.
+struct DensePgdArgs {
+  DenseStack stack;
   StepArgs step;  // grad: null
   StepKernel step_kernel;
   bool by_element;  // what the step kernel counts
@@ -200,10 +205,20 @@ struct DensePgdArgs {
   HeadKernel head_kernel;
   int64_t label_bytes;  // of y, a sample
   int64_t steps;
-  bool bfloat16;  // the products; sums are float32
-  float* seen;    // (samples): set to NaN where a loss or a gradient is no number
+  float* seen;  // (samples): set to NaN where a loss or a gradient is no number
 };
 using DensePgdKernel = void (*)(const DensePgdArgs&, int64_t begin, int64_t end);  // samples
+
+// A stack's forward, or the way back of its gradient.
+struct DensePassArgs {
+  DenseStack stack;
+  const float* from;  // (samples, inputs), or of the gradient (samples, outputs)
+  float* to;          // the other way round
+  float* slopes;      // of the activations, of whole panels: written, or of the gradient read
+  int64_t samples;
+  bool gradient;
+};
+using DensePassKernel = void (*)(const DensePassArgs&, int64_t begin, int64_t end);  // samples
 
 struct Kernels {
   const char* isa;
@@ -219,6 +234,7 @@ struct Kernels {
   ReluKernel relu;
   FingerprintKernel fingerprint;
   DensePgdKernel dense_pgd;
+  DensePassKernel dense_pass;
 };
 
 // The table in use: the best that the processor has, or what FASTADV_CPU_CAPABILITY names

@@ -57,6 +57,14 @@ void universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor pa
   table.shared_step[norm][dtype](step, 0, norm == kLinf ? args.size : 1);
 }
 
+int64_t products(const DenseStack& stack) {
+  int64_t count = 0;
+  for (int64_t l = 0; l < stack.count; ++l) {
+    count += stack.layers[l].inputs * stack.layers[l].outputs;
+  }
+  return count;
+}
+
 }  // namespace
 
 void run_step(Norm norm, DType dtype, const StepArgs& args, ParallelFor parallel) {
@@ -154,12 +162,14 @@ void run_relu(const ReluArgs& args, ParallelFor parallel) {
 
 // Threads share the samples, and each cuts its own into blocks: a sample's bits depend on neither.
 void run_dense_pgd(const DensePgdArgs& args, ParallelFor parallel) {
-  int64_t products = 1;
-  for (int64_t l = 0; l < args.count; ++l) {
-    products += args.layers[l].inputs * args.layers[l].outputs;
-  }
   const DensePgdKernel kernel = kernels().dense_pgd;
-  over(args.step.samples, samples_a_grain(products * args.steps / 8), parallel,
+  over(args.step.samples, samples_a_grain(products(args.stack) * args.steps / 8), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_dense_pass(const DensePassArgs& args, ParallelFor parallel) {
+  const DensePassKernel kernel = kernels().dense_pass;
+  over(args.samples, samples_a_grain(products(args.stack) / 16), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

@@ -35,6 +35,7 @@ void run_direct(DirectArgs args, ParallelFor parallel);      // chooses args.blo
 void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel);
 void run_relu(const ReluArgs& args, ParallelFor parallel);
 void run_dense_pgd(const DensePgdArgs& args, ParallelFor parallel);
+void run_dense_pass(const DensePassArgs& args, ParallelFor parallel);
 // A hash of the bytes, which neither the threads nor the ISA change.
 uint64_t run_fingerprint(const void* data, int64_t bytes, ParallelFor parallel);
 

@@ -35,6 +35,7 @@ const Kernels& table() {
       .relu = relu,
       .fingerprint = fingerprint,
       .dense_pgd = dense_pgd,
+      .dense_pass = dense_pass,
   };
   return kTable;
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastadv.attack import STOPS
 from fastadv.cli.arguments import Commands, Help, Parser, number, numbers, one_of, positive, whole
 from fastadv.model import MODES
 from fastadv.objectives import BY_NAME
+from fastadv.stops import STOPS
 
 _ABOUT = """\
 Find adversarial examples for your own model and data: x_adv with ||x_adv - x|| <= radius that the
@@ -158,7 +158,8 @@ def _how(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--stop", type=one_of(*(stop for stop in STOPS if stop)), metavar="WHEN",
-        help="fooled: a sample is done at its first mistake, which saves time",
+        help="fooled: a sample is done at its first mistake, which saves time; cycle: when its "
+        "iterates repeat, with the same result (pgd and bim); resolved: at either",
     )  # fmt: skip
     group.add_argument(
         "--mode", default="eval", type=one_of(*MODES), metavar="MODE",

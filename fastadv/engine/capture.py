@@ -57,7 +57,8 @@ class Compiled(nn.Module):
 
     def report(self) -> Report:
         """What serves each layer, and why, for all that was compiled so far."""
-        notes = [f"runs as plain torch: {self._bypass}"] if self._bypass else []
+        plain = self._bypass and not self._plans.found
+        notes = [f"runs as plain torch: {self._bypass}"] if plain else []
         if not self._graphs and not self._bypass:
             notes.append("nothing is compiled before the first forward")
         if any(p.device.type != "cpu" for p in self.module.parameters()):
@@ -73,15 +74,16 @@ class Compiled(nn.Module):
         """All steps of an attack as one call, from x_adv to its last iterate; None: there is none,
         and the attack goes step by step. `report()` says why."""
         with self._lock:
-            return self._plans.plan(attack, problem, self._read_graph)
+            return self._plans.attack(attack, problem, self._read_graph)
 
     def _read_graph(self, x: Tensor) -> Layers | str:
         from fastadv.engine.dense_graph import GraphReader
 
-        key = "dense", self._key(x)
-        if key not in self._variants:
-            self._variants[key] = GraphReader(_fresh_run())
-        with detached(self.module), _limits():
+        with detached(self.module), torch.no_grad(), _limits():
+            x = x.detach()
+            key = "dense", self._key(x)
+            if key not in self._variants:
+                self._variants[key] = GraphReader(_fresh_run())
             layers: Layers | str = self._variants[key](self.module, self._marked(x))
         return layers
 
@@ -89,12 +91,17 @@ class Compiled(nn.Module):
     def forward(self, x: Tensor) -> Any:
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a torch.Tensor, got {type(x).__name__}")
-        with self._lock, detached(self.module):
-            if self._bypass or not len(x) or x.device.type != "cpu":
-                y = self.module(x)
-            else:
-                y = _in_format_of(x, self._run(_ChannelsLast.apply(x) if _is_image(x) else x))  # type: ignore[no-untyped-call]
+        with self._lock:
+            y: Any = self._plans.forward(x, self._read_graph)
+            if y is None:
+                y = self._forward(x)
         return y if x.requires_grad or not torch.is_grad_enabled() else self._guarded(y)
+
+    def _forward(self, x: Tensor) -> Any:
+        with detached(self.module):
+            if self._bypass or not len(x) or x.device.type != "cpu":
+                return self.module(x)
+            return _in_format_of(x, self._run(_ChannelsLast.apply(x) if _is_image(x) else x))  # type: ignore[no-untyped-call]
 
     def _run(self, x: Tensor) -> Any:
         key = self._key(x)
@@ -178,14 +185,15 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
     buffers are read at each forward, whoever wrote them; they get no gradient, and no statistic of
     a batch norm changes. A batch norm in eval mode is folded into its convolution. What gains
     nothing, a model without 3x3 convolutions or on another device, runs as plain torch.
-    precision: of the products. "bfloat16" serves the 3x3 convolutions, their gradients, and plain
-    attacks on dense stacks: factors are rounded, sums are float32, and so are the activations. It
-    needs AVX-512 BF16: without it float32 serves, with a warning. `report()` says what it serves.
-    Judge examples by the model itself, as fa.verify does.
+    precision: of the products. "bfloat16" serves the 3x3 convolutions, their gradients, and dense
+    stacks: factors are rounded, sums are float32, and so are the activations. It needs AVX-512
+    BF16: without it float32 serves, with a warning. `report()` says what it serves. Judge examples
+    by the model itself, as fa.verify does.
     report: print what serves each layer whenever something is compiled.
 
-    On a dense stack (nn.Linear with ReLU, leaky ReLU, GELU, tanh or sigmoid between) fastadv's own
-    attacks take all their steps in one call where they can; `report()` says so, or why not.
+    A dense stack (nn.Linear with ReLU, leaky ReLU, GELU, tanh or sigmoid between) runs on its
+    weights packed once, and fastadv's own attacks take all their steps in one call where they can;
+    `report()` says so, or why not.
 
     Raises TypeError for what is no nn.Module, ValueError for a precision that it cannot have.
     Backward raises RuntimeError where no input requires grad, and where it is taken twice over.

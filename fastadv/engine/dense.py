@@ -9,13 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fastadv import ops
 from fastadv.balls import L1, L2, Linf
+from fastadv.engine.pool import pool
 from fastadv.engine.reference_dense import NAMES, pack, pack_bias
 from fastadv.engine.weights import Weights
 from fastadv.rules import Steepest
@@ -74,6 +76,8 @@ def read_modules(model: nn.Module, x: Tensor) -> Layers | str:
 
     Nothing is kept from one call to the next: whatever was changed is seen.
     """
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return "there are global hooks"
     try:
         modules = list(_leaves(model))
     except ValueError as reason:
@@ -99,8 +103,6 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     if any(hooks) or module._backward_pre_hooks or "forward" in vars(module):
         raise ValueError(f"{type(module).__name__} has hooks")
-    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
-        raise ValueError("there are global hooks")
     if type(module) is nn.Sequential:
         for child in module:
             yield from _leaves(child)
@@ -119,6 +121,8 @@ def checked(layers: Sequence[Layer], x: Tensor) -> Layers | str:
         for t in (layer.weight, layer.bias):
             if t is not None and (t.dtype != torch.float32 or t.device.type != "cpu"):
                 return f"its weights are {str(t.dtype)[6:]} on {t.device}, not float32 on the CPU"
+            if t is not None and type(t) not in (Tensor, nn.Parameter):
+                return f"its weights are of type {type(t).__name__}"
         if layer.weight.shape[1] != size:
             return f"a layer takes {layer.weight.shape[1]} inputs and gets {size}"
         size = len(layer.weight)
@@ -136,46 +140,82 @@ def why_not(attack: Attack, problem: Problem) -> str | None:
         return f"its objective {objective} has no kernel"
     if type(problem.ball) not in _BALLS:
         return f"its ball is {type(problem.ball).__name__}"
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
-        return "x is not contiguous float32 on the CPU"
+    return "x is not contiguous" if not x.is_contiguous() else why_not_data(x)
+
+
+def why_not_data(x: Tensor) -> str | None:
+    """Why the kernels do not take x, or None."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return "x is not float32 on the CPU"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return None if ops.backend().is_native else "there are no compiled kernels"
 
 
-def packed(layers: Layers, weights: Weights, bfloat16: bool) -> tuple[list[Tensor], ...]:
-    """(weights, gradients, biases) as the kernel reads them, packed again where they changed."""
-    result: tuple[list[Tensor], ...] = ([], [], [])
+Stack = tuple[
+    list[Tensor], list[Tensor], list[Tensor], list[int], list[int], list[float]
+]  # weights, gradients, biases, sizes, activations, leaks: as the ops take them
+
+
+def packed(layers: Layers, weights: Weights, bfloat16: bool) -> Stack:
+    """The stack as the kernels read it, its weights packed again where they changed."""
+    matrices: tuple[list[Tensor], list[Tensor]] = ([], [])
     with torch.no_grad(), weights.lock:
         for i, layer in enumerate(layers):
             w = layer.weight.detach()
             counts = (weights.count(f"dense weight {i}", w),)
             for j, matrix in enumerate((w, w.T)):
                 compute = partial(pack, matrix, bfloat16)
-                result[j].append(weights.value(("dense", i, j, bfloat16), counts, compute))
-            result[2].append(pack_bias(layer.bias, w))
-    return result
+                matrices[j].append(weights.value(("dense", i, j, bfloat16), counts, compute))
+        biases = [pack_bias(layer.bias, layer.weight) for layer in layers]
+    return (
+        *matrices,
+        biases,
+        [layers[0].weight.shape[1], *(len(layer.weight) for layer in layers)],
+        [layer.activation for layer in layers],
+        [layer.leak for layer in layers],
+    )
 
 
-def climb(
-    layers: Layers, arrays: tuple[list[Tensor], ...], attack: Attack, problem: Problem,
-    x_adv: Tensor,
-) -> Tensor:  # fmt: skip
+class _Pass(torch.autograd.Function):
+    """The logits of a stack, and the gradient by its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stack: Stack) -> Tensor:
+        flat = x.detach().reshape(len(x), -1).contiguous()
+        logits = x.new_empty(len(x), stack[3][-1])
+        widths = sum(len(bias) for bias in stack[2])
+        slopes = pool.empty((len(x), widths), torch.float32)
+        torch.ops.fastadv.dense_pass_(logits, slopes, flat, *stack, False)
+        ctx.save_for_backward(slopes)
+        ctx.stack, ctx.shape = stack, x.shape
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        result = grad.new_empty(ctx.shape)
+        torch.ops.fastadv.dense_pass_(result, slopes, grad.contiguous(), *ctx.stack, True)
+        return result, None
+
+
+def logits_of(x: Tensor, stack: Stack) -> Tensor:
+    """The logits, differentiable by x."""
+    logits: Tensor = _Pass.apply(x, stack)  # type: ignore[no-untyped-call]
+    return logits
+
+
+def climb(stack: Stack, attack: Attack, problem: Problem, x_adv: Tensor) -> Tensor:
     """All steps of a plain attack from x_adv: one call, or one a step size of a schedule."""
     assert isinstance(attack.rule, Steepest)
     x, rule, objective = problem.x, attack.rule, problem.objective
-    problem.prepare(x.new_zeros(len(x), len(layers[-1].weight)))
+    problem.prepare(x.new_zeros(len(x), stack[3][-1]))
     labels, target = problem.y, problem.target
     targeted = target is not None
     if targeted and not objective.targeted_needs_y:
         labels, target = target, None
     x_adv, seen = x_adv.contiguous(), x.new_zeros(len(x))
-    stack = (
-        *arrays,
-        [x[0].numel(), *(len(layer.weight) for layer in layers)],
-        [layer.activation for layer in layers],
-        [layer.leak for layer in layers],
-    )
     for size, run in groupby(rule.size(k) for k in range(attack.steps)):
         torch.ops.fastadv.dense_pgd_(
             x_adv, seen, x, ops.per_sample(size, x, "step_size"), problem.radius,

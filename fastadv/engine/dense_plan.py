@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "bfloat16")
 Climb = Callable[[Tensor], Tensor]
+Read = Callable[[Tensor], dense.Layers | str]
+
+
+# Products of a forward below which plain torch is as fast: the way here takes some 200 us.
+_TINY = 1 << 26
 
 
 class Plans:
-    """The plans of one model; `notes` says what became of the last attack."""
+    """The plans of one model; `notes` says what became of the last forward and the last attack."""
 
     def __init__(self, model: nn.Module, precision: str, weights: Weights) -> None:
         self.model = model
@@ -30,35 +35,53 @@ class Plans:
         self.bfloat16 = precision == "bfloat16" and multiplies_bfloat16()
         self.against = dense.only_linears(model)
         self.notes: list[str] = []
+        self.found = False  # a dense stack, when last looked
+        self._size = sum(p.numel() for p in model.parameters())
         self._weights = weights
 
-    def plan(
-        self, attack: Attack, problem: Problem, read_graph: Callable[[Tensor], dense.Layers | str]
-    ) -> Climb | None:
+    def attack(self, attack: Attack, problem: Problem, read_graph: Read) -> Climb | None:
         """x_adv to the attack's last iterate; None: it is to be taken step by step."""
-        if self.against is not None:
+        if self.against is not None or (layers := self._layers(problem.x, read_graph)) is None:
             return None
-        layers = dense.read_modules(self.model, problem.x)
-        if isinstance(layers, str) and problem.x.device.type == "cpu":
-            layers = read_graph(problem.x)
+        if why := dense.why_not(attack, problem):
+            self.notes.append(f"the last attack went step by step: {why}")
+            return None
+        stack = dense.packed(layers, self._weights, self.bfloat16)
+        return partial(dense.climb, stack, attack, problem)
+
+    def forward(self, x: Tensor, read_graph: Read) -> Tensor | None:
+        """The logits, differentiable by x; None: they are plain torch's."""
+        tiny = self.precision == "float32" and x.dim() and len(x) * self._size < _TINY
+        if self.against is not None or tiny or dense.why_not_data(x) or not x.numel():
+            return None
+        if (layers := self._layers(x, read_graph)) is None:
+            return None
+        return dense.logits_of(x, dense.packed(layers, self._weights, self.bfloat16))
+
+    def _layers(self, x: Tensor, read_graph: Read) -> dense.Layers | None:
+        layers = dense.read_modules(self.model, x)
+        if isinstance(layers, str) and x.device.type == "cpu":
+            layers = read_graph(x)
         if isinstance(layers, str):
             if self.precision != "float32":
                 raise ValueError(_ONLY_DENSE.format(self.precision, layers))
+            self.found = False
             self.notes = [f"attacks step by step: it is no dense stack, {layers}"]
             return None
-        why = dense.why_not(attack, problem)
         products = "bfloat16" if self.bfloat16 else "float32"
         self.notes = [
             f"dense stack {dense.describe(layers)}: plain attacks take all steps in one call, "
             f"{products} products"
         ]
+        if self.precision == "float32":
+            self.notes.append(
+                f"through autograd: batches of {-(-_TINY // self._size)} and more on the same "
+                "kernels, smaller ones as plain torch, which is as fast there"
+            )
         if self.precision != products:
             self.notes.append(_NO_BFLOAT16)
-        if why:
-            self.notes.append(f"the last attack went step by step in float32: {why}")
-            return None
-        arrays = dense.packed(layers, self._weights, self.bfloat16)
-        return partial(dense.climb, layers, arrays, attack, problem)
+        self.found = True
+        return layers
 
 
 def require_precision(precision: str, model: nn.Module, convolves: bool) -> None:

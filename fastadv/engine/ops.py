@@ -51,3 +51,10 @@ _define(
     reference_dense.dense_pgd_,
     _no_result,
 )
+_define(
+    "dense_pass_",
+    "(Tensor(a!) to, Tensor(b!) slopes, Tensor from_, Tensor[] weights, Tensor[] gradients, "
+    "Tensor[] biases, int[] sizes, int[] activations, float[] leaks, bool gradient) -> ()",
+    reference_dense.dense_pass_,
+    _no_result,
+)

@@ -7,6 +7,8 @@ its inputs as depth, its gradient the other way round.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,10 +32,9 @@ def pack(weight: Tensor, bfloat16: bool) -> Tensor:
 def pack_bias(bias: Tensor | None, like: Tensor) -> Tensor:
     """(outputs,) in whole panels; `like` is the weight."""
     outputs = len(like)
-    full = like.new_zeros(panels(outputs) * PANEL)
-    if bias is not None:
-        full[:outputs] = bias.detach()
-    return full
+    if bias is None:
+        return like.new_zeros(panels(outputs) * PANEL)
+    return F.pad(bias.detach(), (0, -outputs % PANEL)) if outputs % PANEL else bias.detach()
 
 
 def unpack(packed: Tensor, columns: int, depth: int) -> Tensor:
@@ -63,6 +64,54 @@ def activate(z: Tensor, activation: int, leak: float) -> tuple[Tensor, Tensor]:
     return z, one
 
 
+def _rounded(v: Tensor, like: Tensor) -> Tensor:
+    """As the products take it: rounded to bfloat16 where the weights are so."""
+    return v.bfloat16().float() if like.dtype == torch.bfloat16 else v
+
+
+def _forward(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], sizes: list[int],
+    activations: list[int], leaks: list[float],
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """(the logits, each layer's slopes)."""
+    z, slopes = x.reshape(len(x), sizes[0]), []
+    layers = zip(weights, biases, pairwise(sizes), activations, leaks, strict=True)
+    for packed, bias, (inputs, outputs), activation, leak in layers:
+        matrix = unpack(packed, outputs, inputs)
+        z, slope = activate(_rounded(z, packed) @ matrix.T + bias[:outputs], activation, leak)
+        slopes.append(slope)
+    return z, slopes
+
+
+def _backward(
+    grad: Tensor, weights: list[Tensor], sizes: list[int], slopes: list[Tensor]
+) -> Tensor:
+    layers = list(zip(weights, pairwise(sizes), slopes, strict=True))
+    for packed, (inputs, outputs), slope in reversed(layers):
+        grad = _rounded(torch.where(slope == 0, 0, grad * slope), packed)
+        grad = grad @ unpack(packed, outputs, inputs)
+    return grad
+
+
+def dense_pass_(
+    to: Tensor, slopes: Tensor, from_: Tensor, weights: list[Tensor], gradients: list[Tensor],
+    biases: list[Tensor], sizes: list[int], activations: list[int], leaks: list[float],
+    gradient: bool,
+) -> None:  # fmt: skip
+    """to <- the logits of `from_`, and their slopes; or the gradient by the stack's input of a
+    gradient by its logits. Slopes are of whole panels, all samples of a layer together."""
+    widths = [len(from_) * panels(outputs) * PANEL for outputs in sizes[1:]]
+    parts = [part.view(len(from_), -1) for part in torch.split(slopes.view(-1), widths)]
+    if gradient:
+        kept = [part[:, :outputs] for part, outputs in zip(parts, sizes[1:], strict=True)]
+        to.copy_(_backward(from_, weights, sizes, kept).view_as(to))
+        return
+    logits, found = _forward(from_, weights, biases, sizes, activations, leaks)
+    for part, slope in zip(parts, found, strict=True):
+        part[:, : slope.shape[1]] = slope
+    to.copy_(logits.view_as(to))
+
+
 def dense_pgd_(
     x_adv: Tensor, seen: Tensor, x: Tensor, step_size: Tensor, radius: Tensor,
     bounds: Tensor | None, norm: int, top: float, steps: int, weights: list[Tensor],
@@ -72,23 +121,13 @@ def dense_pgd_(
     """`steps` times x_adv <- P(x_adv + step_size * direction(grad)) in the ball `norm` (linf, l2,
     l1); `seen` is set to NaN where a loss or a gradient is no number. bfloat16 weights: the
     products are of bfloat16 numbers, summed in float32."""
-    rounds = weights[0].dtype == torch.bfloat16
-    matrices = [unpack(w, o, i) for w, i, o in zip(weights, sizes, sizes[1:], strict=False)]
     step = (reference.step_linf_, reference.step_l2_, reference.step_l1_)[norm]
-
-    def rounded(v: Tensor) -> Tensor:
-        return v.bfloat16().float() if rounds else v
-
+    rule = (True, top) if norm == 2 else (True,)
     for k in range(steps):
-        z, slopes = x_adv.reshape(len(x_adv), -1), []
-        for w, b, activation, leak in zip(matrices, biases, activations, leaks, strict=True):
-            z, slope = activate(rounded(z) @ w.T + b[: len(w)], activation, leak)
-            slopes.append(slope)
+        z, slopes = _forward(x_adv, weights, biases, sizes, activations, leaks)
         if k == 0:
             seen[(z.isnan() | z.isposinf()).any(1)] = torch.nan
         loss, grad, _ = reference_head(z, y, target, head, targeted)
-        for w, slope in zip(reversed(matrices), reversed(slopes), strict=True):
-            grad = rounded(torch.where(slope == 0, 0, grad * slope)) @ w
+        grad = _backward(grad, weights, sizes, slopes)
         seen[loss.isnan() | ~grad.isfinite().all(1)] = torch.nan
-        rule = (True, top) if norm == 2 else (True,)
         step(x_adv, grad.view_as(x_adv), x, step_size, radius, bounds, *rule)

@@ -25,7 +25,7 @@ Loader = Iterable[Sequence[Tensor]]
 def evaluate(
     model: Model,
     loader: Loader,
-    attacks: Adversaries,
+    attacks: Adversaries = (),
     *,
     seed: int = 0,
     progress: bool = False,
@@ -33,8 +33,9 @@ def evaluate(
     """Accuracy of `model` on x, under each attack, and under the worst of them sample by sample.
 
     loader: batches (x, y), gone through once, and moved to the model's device. attacks: Attacks or
-    Perturbations, one, many, or by name; they must take the same kind of labels. Every x_adv is
-    re-scored by `model` itself in eval mode (fa.verify), never by what the attack reports.
+    Perturbations, one, many, by name, or none for the clean accuracy; they must take the same kind
+    of labels. Every x_adv is re-scored by `model` itself in eval mode (fa.verify), never by what
+    the attack reports.
     seed: of the random starts, which depend on it and the sample's index, not on the batches.
 
     Raises ValueError for an empty loader, TypeError for batches that are not (x, y), and what the

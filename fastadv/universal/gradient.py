@@ -6,6 +6,7 @@ The update of universal adversarial training (Shafahi et al. 1811.11304, algorit
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ def gradient(
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
     if classes is not None and target is not None:
         raise ValueError("`classes` are to lose their own class: give no `target` with them")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, Integral)):
+        got = type(target).__name__
+        raise TypeError(f"`target` must be one class for all inputs, a whole number, got {got}")
     require_loader(loader)
     ascent = Ascent(attack, init, signs, generator, penalty)
     for epoch in range(epochs):
