@@ -19,11 +19,6 @@ native = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kern
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: nets.norm_statistics(nets.ResNet18(), 3, 32, 32),
-    "preact_resnet18": lambda: nets.norm_statistics(nets.ResNet18(first=True, depth=1), 3, 32, 32),
-    "vgg16_bn": lambda: nets.norm_statistics(nets.vgg16_bn(), 3, 32, 32),
-    "vit": lambda: nets.ViT().eval(),
-    "vit_with_stem": lambda: nets.ViT(stem=True).eval(),
-    "unruly": lambda: nets.Unruly().eval(),
     "mnist": lambda: nets.MnistNet().eval(),
 }
 
