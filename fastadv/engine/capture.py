@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from fastadv.engine.dense import Layers
 from fastadv.engine.dense_plan import Climb, Plans, require_precision
+from fastadv.engine.loans import detached, quiet
 from fastadv.engine.report import Report, Row
 from fastadv.engine.weights import Weights
 from fastadv.ops import backend
@@ -207,37 +207,9 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
 
 
 @contextmanager
-def detached(model: nn.Module) -> Iterator[None]:
-    """The model with its parameters detached, and with copies of the buffers that it may update.
-
-    They share the parameters' memory: nothing is copied, and nothing of the caller's changes.
-    """
-    memo: dict[int, Tensor] = {}
-    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    try:
-        for module in model.modules():
-            saved.append((module._parameters, dict(module._parameters)))
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    if id(parameter) not in memo:
-                        memo[id(parameter)] = parameter.detach()
-                    module._parameters[name] = memo[id(parameter)]  # type: ignore[assignment]
-            if module.training:
-                saved.append((module._buffers, dict(module._buffers)))
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:
-                        module._buffers[name] = buffer.detach().clone()
-        yield
-    finally:
-        for place, values in reversed(saved):
-            place.update(values)
-
-
-@contextmanager
 def _limits() -> Iterator[None]:
     """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence."""
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet:
         yield
 
 

@@ -88,7 +88,7 @@ def least_error(exact: nn.Module, x: Tensor, y: Tensor, found: Tensor, bound: fl
 def assert_float64s(
     fast: nn.Module, plain: nn.Module, x: Tensor, y: Tensor, bound: float = 1e-4
 ) -> None:
-    """Logits to 1e-5; gradients to 1e-5 in the median, and to `bound` in every sample (see above)."""
+    """Logits to 1e-5; gradients to 1e-5 in the median, and in every sample to `bound`."""
     exact = copy.deepcopy(plain).double()
     logits, grad = gradient(fast, x, y)
     exact_logits, exact_grad = gradient(exact, x.double(), y)

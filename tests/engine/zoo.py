@@ -180,18 +180,40 @@ LAYERS = {
         nn.Upsample(scale_factor=2, mode="bilinear"), _conv(), nn.ReLU(inplace=True), _conv()
     ),
     "activations": lambda: Head(
-        _conv(), nn.ReLU6(), _conv(), nn.LeakyReLU(0.1, inplace=True), _conv(), nn.SiLU(inplace=True),
-        _conv(), nn.Hardswish(), _conv(padding=1), nn.PReLU(), _conv(padding=1), nn.ELU(),
-    ),  # fmt: skip
+        _conv(),
+        nn.ReLU6(),
+        _conv(),
+        nn.LeakyReLU(0.1, inplace=True),
+        _conv(),
+        nn.SiLU(True),
+        _conv(),
+        nn.Hardswish(),
+        _conv(padding=1),
+        nn.PReLU(),
+        _conv(padding=1),
+        nn.ELU(),
+    ),
     "pools": lambda: Head(
-        _conv(padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), _conv(padding=1), nn.AvgPool2d(2, 1),
-        _conv(padding=1), nn.LPPool2d(2, 2),
-    ),  # fmt: skip
+        _conv(padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        _conv(padding=1),
+        nn.AvgPool2d(2, 1),
+        _conv(padding=1),
+        nn.LPPool2d(2, 2),
+    ),
     "weight_norm": lambda: Head(parametrizations.weight_norm(_conv()), nn.ReLU(), _conv()),
     "spectral_norm": lambda: Head(parametrizations.spectral_norm(_conv()), nn.ReLU(), _conv()),
     "norms": lambda: Head(
-        _conv(), nn.GroupNorm(4, 16), nn.ReLU(), _conv(), nn.InstanceNorm2d(16, affine=True),
-        nn.ReLU(), _conv(padding=1), nn.BatchNorm2d(16, affine=False), nn.Tanh(),
-    ),  # fmt: skip
+        _conv(),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        _conv(),
+        nn.InstanceNorm2d(16, affine=True),
+        nn.ReLU(),
+        _conv(padding=1),
+        nn.BatchNorm2d(16, affine=False),
+        nn.Tanh(),
+    ),
     "shuffled": lambda: Head(_conv(), nn.PixelShuffle(2), nn.Conv2d(4, 16, 3), nn.ReLU(), _conv()),
-}  # fmt: skip
+}
