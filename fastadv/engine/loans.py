@@ -68,7 +68,7 @@ def detached(model: nn.Module) -> Iterator[None]:
     They share the parameters' memory: nothing is copied, and nothing of the caller's changes.
     Meanwhile no other thread may train the model itself.
     """
-    modules = list(model.modules())
+    modules = [module for module in model.modules() if module._parameters or module._buffers]
     with _loans.lock:
         for module in modules:
             _loans.take(module)
