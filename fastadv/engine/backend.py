@@ -14,6 +14,7 @@ from torch._functorch.partitioners import default_partition
 from fastadv.engine.report import Row
 from fastadv.engine.rewrite import rewrite
 from fastadv.engine.weights import FUNCTIONS, Weights
+from fastadv.engine.worth import saving
 
 _WEIGHT = re.compile(r"\._(?:parameters|buffers)\['[^']+'\]$")
 
@@ -27,6 +28,7 @@ class Compiler:
         self.bfloat16 = bfloat16
         self.rows: list[Row] = []
         self.graphs = 0
+        self.saving = 0.0  # seconds a sample
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
@@ -61,6 +63,7 @@ class Compiler:
     def _rewrite(self, module: fx.GraphModule, sources: list[str | None]) -> None:
         _mark_weights(module.graph, sources)
         self.rows += rewrite(module.graph, self.native, self.bfloat16)
+        self.saving += saving(module.graph)
         module.graph.lint()
         module.recompile()
 

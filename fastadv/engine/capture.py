@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -13,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from fastadv.engine import worth
 from fastadv.engine.dense import Layers
 from fastadv.engine.dense_plan import Climb, Plans, require_precision
+from fastadv.engine.loans import detached, quiet
 from fastadv.engine.report import Report, Row
 from fastadv.engine.weights import Weights
 from fastadv.ops import backend
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _ANY = 1 << 40
 _BATCHES = ((1, 1), (2, 15), (16, _ANY))  # one compile each
+Key = tuple[Hashable, ...]
 _numbers = itertools.count()
 
 
@@ -48,6 +50,7 @@ class Compiled(nn.Module):
         self._variants: dict[Hashable, Callable[[nn.Module, Tensor], Any]] = {}
         self._graphs: dict[str, tuple[Row, ...]] = {}
         self._bypass = _why_bypass(module)
+        self._plain: set[Hashable] = set()  # the variants that save less than a call costs
         self._plans = Plans(module, precision, self._weights)
         self._static_batch = False
         self._print = print_report
@@ -99,9 +102,14 @@ class Compiled(nn.Module):
 
     def _forward(self, x: Tensor) -> Any:
         with detached(self.module):
-            if self._bypass or not len(x) or x.device.type != "cpu":
+            if self._is_plain(x):
                 return self.module(x)
             return _in_format_of(x, self._run(_ChannelsLast.apply(x) if _is_image(x) else x))  # type: ignore[no-untyped-call]
+
+    def _is_plain(self, x: Tensor) -> bool:
+        if self._bypass or not len(x) or x.device.type != "cpu":
+            return True
+        return bool(self._plain) and _without_layout(self._key(x)) in self._plain
 
     def _run(self, x: Tensor) -> Any:
         key = self._key(x)
@@ -117,13 +125,13 @@ class Compiled(nn.Module):
             self._static_batch = True
             return self._run(x)
 
-    def _key(self, x: Tensor) -> Hashable:
+    def _key(self, x: Tensor) -> Key:
         """What a graph depends on; of the batch only which of _BATCHES it is in."""
         number = len(x) if self._static_batch else _batch_class(len(x))
         modes = tuple(module.training for module in self.module.modules())
         cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
-        return number, tuple(x.shape[1:]), x.stride()[1:], x.dtype, x.device, modes, cast, grad
+        return x.stride()[1:], number, tuple(x.shape[1:]), x.dtype, x.device, modes, cast, grad
 
     def _marked(self, x: Tensor) -> Tensor:
         """x, of which only the batch's size may differ in a variant."""
@@ -133,15 +141,20 @@ class Compiled(nn.Module):
             torch._dynamo.mark_dynamic(x, 0, min=least, max=most)
         return x
 
-    def _compile(self, key: Hashable, x: Tensor) -> Any:
+    def _compile(self, key: Key, x: Tensor) -> Any:
         from fastadv.engine.backend import Compiler
 
         compiler = Compiler(self._weights, backend().is_native, self._plans.bfloat16)
         variant: Callable[..., Any] = torch.compile(_fresh_run(), backend=compiler)
         with _limits():
             y = variant(self.module, self._marked(x))
+        name, saved = self._name(x, compiler.graphs), compiler.saving * len(x)
+        cost = worth.GRAPH * compiler.graphs + worth.LAYER * len(compiler.rows)
         self._variants[key] = variant
-        self._graphs[self._name(x, compiler.graphs)] = tuple(compiler.rows)
+        if saved < cost:
+            self._plain.add(_without_layout(key))
+            name += f", runs as plain torch: saves {saved:.1e} s, and a call costs {cost:.1e} s"
+        self._graphs[name] = tuple(compiler.rows)
         if self._print:
             print(self.report())
         return y
@@ -184,7 +197,8 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
     to 15, and of 16 and more, and for each dtype, image size, mode and grad mode. Parameters and
     buffers are read at each forward, whoever wrote them; they get no gradient, and no statistic of
     a batch norm changes. A batch norm in eval mode is folded into its convolution. What gains
-    nothing, a model without 3x3 convolutions or on another device, runs as plain torch.
+    nothing, a model without 3x3 convolutions, on another device, or so small that a compiled call
+    costs more than it saves, runs as plain torch.
     precision: of the products. "bfloat16" serves the 3x3 convolutions, their gradients, and dense
     stacks: factors are rounded, sums are float32, and so are the activations. It needs AVX-512
     BF16: without it float32 serves, with a warning. `report()` says what it serves. Judge examples
@@ -207,37 +221,9 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
 
 
 @contextmanager
-def detached(model: nn.Module) -> Iterator[None]:
-    """The model with its parameters detached, and with copies of the buffers that it may update.
-
-    They share the parameters' memory: nothing is copied, and nothing of the caller's changes.
-    """
-    memo: dict[int, Tensor] = {}
-    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    try:
-        for module in model.modules():
-            saved.append((module._parameters, dict(module._parameters)))
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    if id(parameter) not in memo:
-                        memo[id(parameter)] = parameter.detach()
-                    module._parameters[name] = memo[id(parameter)]  # type: ignore[assignment]
-            if module.training:
-                saved.append((module._buffers, dict(module._buffers)))
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:
-                        module._buffers[name] = buffer.detach().clone()
-        yield
-    finally:
-        for place, values in reversed(saved):
-            place.update(values)
-
-
-@contextmanager
 def _limits() -> Iterator[None]:
     """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence."""
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet:
         yield
 
 
@@ -249,6 +235,10 @@ def _why_bypass(model: nn.Module) -> str | None:
     if sum(p.numel() for p in kernels) < 512:
         return "its convolutions are too small"
     return None
+
+
+def _without_layout(key: Key) -> Key:
+    return key[1:]
 
 
 def _batch_class(size: int) -> int:

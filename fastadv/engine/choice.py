@@ -82,13 +82,19 @@ def _why_not_winograd(conv: fx.Node) -> str | None:
         return f"padding {list(padding)}"
     if not is_gradient(conv) and x.shape[1] < 8:
         return f"{x.shape[1]} channels are too few for a transform"
-    return _waste(y)
+    return _waste(y, x.shape[1] * y.shape[1])
 
 
-def _waste(y: Any) -> str | None:
-    """Tiles of 4x4 on few pixels multiply zeros: 36 products a tile against 9 a pixel."""
-    rows, columns = y.shape[2:]
+def _waste(y: Any, products: int) -> str | None:
+    """Tiles of 4x4 on few pixels multiply zeros: 36 products a tile against 9 a pixel.
+
+    And transformed weights are four times the weights: with few tiles to share them, reading them
+    from memory at a core's 10 GB/s takes longer than the products that they save.
+    """
+    n, _, rows, columns = y.shape
     tiles = -(-rows // 4) * -(-columns // 4)
+    if isinstance(n, int) and n * tiles < 12 and products >= 64 * 64:
+        return f"{n * tiles} tiles are too few to read larger weights for"
     return f"{rows}x{columns} pixels leave tiles empty" if rows * columns < 6 * tiles else None
 
 

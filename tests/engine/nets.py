@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def norm_statistics(model: nn.Module, *shape: int) -> nn.Module:
     """Batch norms with statistics, scales and shifts of their own; in eval mode."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
     model.train()

@@ -13,17 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastadv as fa
-from fastadv.engine import Compiled
+from fastadv.engine import Compiled, worth
 
 native = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: nets.norm_statistics(nets.ResNet18(), 3, 32, 32),
-    "preact_resnet18": lambda: nets.norm_statistics(nets.ResNet18(first=True, depth=1), 3, 32, 32),
-    "vgg16_bn": lambda: nets.norm_statistics(nets.vgg16_bn(), 3, 32, 32),
-    "vit": lambda: nets.ViT().eval(),
-    "vit_with_stem": lambda: nets.ViT(stem=True).eval(),
-    "unruly": lambda: nets.Unruly().eval(),
     "mnist": lambda: nets.MnistNet().eval(),
 }
 
@@ -104,6 +99,23 @@ def test_three_compiles_serve_all_batches() -> None:
     with torch.no_grad():
         torch.testing.assert_close(fast(x), fast.module(x), rtol=1e-4, atol=1e-5)
     assert "without gradient" in list(fast.report().graphs)[-1]
+
+
+@native
+@pytest.mark.parametrize("batch", [1, 64])
+def test_what_saves_less_than_a_call_costs_runs_as_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(worth, "GRAPH", 0.5e-3)
+    convs: list[nn.Module] = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(2)]
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), *convs, nn.Flatten())
+    fast = fa.compile(model)
+    x, y = torch.rand(batch, 3, 10, 10), torch.zeros(batch, dtype=torch.long)
+    first, later, exact = (gradient(m, x, y)[1] for m in (fast, fast, model))
+    torch.testing.assert_close(first, exact, rtol=1e-3, atol=1e-4)
+    assert torch.equal(later, exact) == ("runs as plain torch" in str(fast.report()))
+    assert torch.equal(later, exact) == (batch == 1)
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

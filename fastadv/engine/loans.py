@@ -1,0 +1,106 @@
+"""What a forward borrows and gives back: a model's parameters, and the warnings' filters.
+
+Forwards may run side by side in threads, on models that share modules. So a loan is counted: the
+first to come takes, those that follow share, and the last to go gives back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+from torch import Tensor, nn
+
+Saved = list[tuple[dict[str, Any], dict[str, Any]]]  # where, and what stood there
+
+
+@dataclass
+class _Loans:
+    """The modules whose parameters are detached now: how many borrow each, and what it had."""
+
+    lock: Lock = field(default_factory=Lock)
+    modules: dict[nn.Module, tuple[int, Saved]] = field(default_factory=dict)
+    tensors: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
+
+    def take(self, module: nn.Module) -> None:
+        borrowers, saved = self.modules.get(module, (0, []))
+        if not borrowers:
+            saved = [(module._parameters, dict(module._parameters))]
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = self._detached(parameter)  # type: ignore[assignment]
+            if module.training:
+                saved.append((module._buffers, dict(module._buffers)))
+                for name, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[name] = buffer.detach().clone()
+        self.modules[module] = borrowers + 1, saved
+
+    def _detached(self, parameter: nn.Parameter) -> Tensor:
+        """One tensor for one parameter, wherever it stands: Dynamo sees that weights are tied."""
+        kept = self.tensors.get(id(parameter))
+        if kept is None:
+            kept = self.tensors[id(parameter)] = parameter, parameter.detach()
+        return kept[1]
+
+    def give_back(self, module: nn.Module) -> None:
+        borrowers, saved = self.modules.pop(module)
+        if borrowers > 1:
+            self.modules[module] = borrowers - 1, saved
+            return
+        for place, values in reversed(saved):
+            place.update(values)
+        if not self.modules:
+            self.tensors.clear()
+
+
+_loans = _Loans()
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """The model with its parameters detached, and with copies of the buffers that it may update.
+
+    They share the parameters' memory: nothing is copied, and nothing of the caller's changes.
+    Meanwhile no other thread may train the model itself.
+    """
+    modules = [module for module in model.modules() if module._parameters or module._buffers]
+    with _loans.lock:
+        for module in modules:
+            _loans.take(module)
+    try:
+        yield
+    finally:
+        with _loans.lock:
+            for module in modules:
+                _loans.give_back(module)
+
+
+class _Quiet:
+    """One warning of Dynamo's, about the inputs that it traces with, is ignored."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.borrowers = 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.borrowers:
+                self.before = warnings.catch_warnings()
+                self.before.__enter__()
+                message = "The .grad attribute of a Tensor that is not a leaf"
+                warnings.filterwarnings("ignore", message)
+            self.borrowers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.borrowers -= 1
+            if not self.borrowers:
+                self.before.__exit__(None, None, None)
+
+
+quiet = _Quiet()
