@@ -28,8 +28,8 @@ setup: $(VENV)/.built  ## set up the virtual environment and compile fastadv int
 demo: $(VENV)/.built  ## train a small net, attack it, print a table and draw a figure (under a minute)
 	$(PY) -m fastadv demo $(ARGS)
 
-test: $(VENV)/.built  ## run the tests; pytest's options in ARGS, as in ARGS="-k step"
-	$(PY) -m pytest $(ARGS)
+test: $(VENV)/.built  ## run the tests, on all cores; pytest's options in ARGS, as in ARGS="-k step"
+	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.built  ## check style and types: ruff, mypy --strict, clang-format
 	$(PY) -m ruff check .
