@@ -23,6 +23,7 @@ void winograd(const WinogradArgs&, int64_t begin, int64_t end);
 void winograd_weights(const WinogradWeightsArgs&, int64_t begin, int64_t end);
 void direct(const DirectArgs&, int64_t begin, int64_t end);
 void relu(const ReluArgs&, int64_t begin, int64_t end);
+void affine_relu(const AffineReluArgs&, int64_t begin, int64_t end);
 void fingerprint(const FingerprintArgs&, int64_t begin, int64_t end);
 void dense_pgd(const DensePgdArgs&, int64_t begin, int64_t end);
 void dense_pass(const DensePassArgs&, int64_t begin, int64_t end);

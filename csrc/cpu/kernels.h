@@ -159,6 +159,19 @@ struct ReluArgs {
 };
 using ReluKernel = void (*)(const ReluArgs&, int64_t begin, int64_t end);  // pixels
 
+// y = relu(x * scale + shift) with its signs; or y = x * scale where `mask` has a bit, + residual.
+struct AffineReluArgs {
+  const float* x;         // pixels * channels
+  const float* scale;     // (channels)
+  const float* shift;     // (channels); null with a mask
+  const float* residual;  // like x, or null
+  const uint8_t* mask;    // or null
+  float* y;
+  uint8_t* signs;  // null with a mask
+  int64_t pixels, channels;
+};
+using AffineReluKernel = void (*)(const AffineReluArgs&, int64_t begin, int64_t end);  // pixels
+
 struct FingerprintArgs {
   const void* data;
   int64_t words;   // of 64 bits
@@ -232,6 +245,7 @@ struct Kernels {
   WinogradWeightsKernel winograd_weights;  // rows: a panel's channel, or two of bfloat16
   DirectKernel direct;
   ReluKernel relu;
+  AffineReluKernel affine_relu;
   FingerprintKernel fingerprint;
   DensePgdKernel dense_pgd;
   DensePassKernel dense_pass;

@@ -154,6 +154,12 @@ void run_direct(DirectArgs args, ParallelFor parallel) {
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+void run_affine_relu(const AffineReluArgs& args, ParallelFor parallel) {
+  const AffineReluKernel kernel = kernels().affine_relu;
+  over(args.pixels, samples_a_grain(args.channels), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
 void run_relu(const ReluArgs& args, ParallelFor parallel) {
   const ReluKernel kernel = kernels().relu;
   over(args.pixels, samples_a_grain(args.channels), parallel,

@@ -33,6 +33,7 @@ void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor par
 void run_winograd(WinogradArgs args, ParallelFor parallel);  // chooses args.tiles and args.panels
 void run_direct(DirectArgs args, ParallelFor parallel);      // chooses args.block
 void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel);
+void run_affine_relu(const AffineReluArgs& args, ParallelFor parallel);
 void run_relu(const ReluArgs& args, ParallelFor parallel);
 void run_dense_pgd(const DensePgdArgs& args, ParallelFor parallel);
 void run_dense_pass(const DensePassArgs& args, ParallelFor parallel);

@@ -33,6 +33,7 @@ const Kernels& table() {
       .winograd_weights = winograd_weights,
       .direct = direct,
       .relu = relu,
+      .affine_relu = affine_relu,
       .fingerprint = fingerprint,
       .dense_pgd = dense_pgd,
       .dense_pass = dense_pass,

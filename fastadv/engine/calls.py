@@ -122,6 +122,24 @@ def masked(grad: Tensor, residual: Tensor | None, mask: Tensor) -> Tensor:
     return _images(y)
 
 
+def norm_rectify(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """(relu(x * scale + shift), its signs), scale and shift a channel."""
+    rows = _rows(x)
+    y = pool.empty(tuple(rows.shape), torch.float32)
+    signs = _signs_like(y)
+    _ops.affine_relu_(y, signs, rows, scale, shift, None, None)
+    return _images(y), signs
+
+
+def norm_masked(grad: Tensor, scale: Tensor, residual: Tensor | None, mask: Tensor) -> Tensor:
+    """The gradient of norm_rectify by x, + residual."""
+    rows = _rows(grad)
+    y = pool.empty(tuple(rows.shape), torch.float32)
+    added = None if residual is None else _rows(residual)
+    _ops.affine_relu_(y, None, rows, scale, None, added, mask)
+    return _images(y)
+
+
 def input_gradient(
     grad: Tensor, weight: Tensor, shape: tuple[int, ...], stride: list[int], padding: list[int],
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,

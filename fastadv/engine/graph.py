@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastadv.engine.reference import sign_bytes
+
 aten = torch.ops.aten
 
 CONVOLUTION = aten.convolution.default
@@ -40,6 +42,13 @@ def is_channels_last(t: object) -> bool:
         and all(isinstance(size, int) for size in t.shape[1:])
         and t.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def signs_of(y: Any) -> Tensor:
+    """What a ReLU's signs look like, a bit a number of y (N, C, H, W)."""
+    n, channels, height, width = y.shape
+    signs: Tensor = y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)
+    return signs
 
 
 def insert(

@@ -37,6 +37,13 @@ _define(
     _no_result,
 )
 _define(
+    "affine_relu_",
+    "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor scale, Tensor? shift, Tensor? residual, "
+    "Tensor? mask) -> ()",
+    reference.affine_relu_,
+    _no_result,
+)
+_define(
     "fingerprint",
     "(Tensor x) -> int",
     reference.fingerprint,

@@ -106,6 +106,19 @@ def relu_(
     y.copy_(torch.where(positive, v, 0))
 
 
+def affine_relu_(
+    y: Tensor, signs: Tensor | None, x: Tensor, scale: Tensor, shift: Tensor | None,
+    residual: Tensor | None, mask: Tensor | None,
+) -> None:  # fmt: skip
+    """y <- relu(x * scale + shift), signs <- its signs; or y <- x * scale where mask has a bit, and
+    + residual."""
+    if mask is None:
+        relu_(y, signs, x * scale + (0 if shift is None else shift), None, None)
+    else:
+        v = torch.where(unpack_signs(mask, x.shape[-1]), x * scale, 0)
+        y.copy_(v if residual is None else v + residual)
+
+
 def winograd_(
     y: Tensor, signs: Tensor | None, x: Tensor, weights: Tensor, bias: Tensor | None,
     residual: Tensor | None, mask: Tensor | None, padding: int, relu: bool,

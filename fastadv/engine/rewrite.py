@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from fastadv.engine import calls
@@ -29,9 +28,11 @@ from fastadv.engine.graph import (
     item,
     only_user,
     relax_views,
+    signs_of,
     value,
 )  # fmt: skip
-from fastadv.engine.reference import sign_bytes, transformed_shape
+from fastadv.engine.preactivation import rectify_norms
+from fastadv.engine.reference import transformed_shape
 from fastadv.engine.reference_direct import direct_weights
 from fastadv.engine.report import Row
 
@@ -50,9 +51,12 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
         fused = _serve(conv, kernel, bfloat16) if kernel else ""
         served = served_by(kernel, bfloat16)
         rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why))
+    passes = rectify_norms(list(left)) if native else []
     for node, reason in left.items():
         name, _ = layer_of(node.args[1] or node.args[3])
-        rows.append(Row(name, "batch norm", "ATen", reason))
+        one = node in passes
+        row = ("batch norm + relu", "one pass") if one else ("batch norm", "ATen")
+        rows.append(Row(name, *row, reason))
     if native:
         for node in [node for node in graph.nodes if node.target is RELU]:
             _rectify(node)
@@ -110,11 +114,6 @@ def _residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (user, other) if term.shape == like.shape else None
 
 
-def _signs(y: object) -> object:
-    n, channels, height, width = y.shape  # type: ignore[attr-defined]
-    return y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)  # type: ignore[attr-defined]
-
-
 def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
     """Puts the kernel in the place of a convolution and what it fuses; says what that was."""
     x, _, bias, _, padding = conv.args[:5]
@@ -132,7 +131,7 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
         place: tuple[Any, ...] = (size, geometry) if direct else (padding[0],)  # type: ignore[index]
         run = calls.convolve_relu_directly if direct else calls.convolve_relu
         with_signs = (x, packed, bias, residual, outputs, *place)
-        _replace_relu(user, insert(user, run, with_signs, (y, _signs(y)), conv))
+        _replace_relu(user, insert(user, run, with_signs, (y, signs_of(y)), conv))
         return fused + " + relu"
     place = (size, geometry, False) if direct else (padding[0],)  # type: ignore[index]
     run = calls.convolve_directly if direct else calls.convolve
@@ -159,7 +158,7 @@ def _rectify(relu: fx.Node) -> None:
     if not any(user.target is RELU_BACKWARD for user in relu.users):
         return
     y = value(relu)
-    _replace_relu(relu, insert(relu, calls.rectify, (relu.args[0], None), (y, _signs(y)), relu))
+    _replace_relu(relu, insert(relu, calls.rectify, (relu.args[0], None), (y, signs_of(y)), relu))
 
 
 def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
