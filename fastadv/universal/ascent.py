@@ -101,7 +101,7 @@ class Ascent:
     def apply(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape)
         """clamp(x + delta) to the bounds; y (N,) chooses where there is one delta a class."""
         if self._delta is None:
-            shape = self.form.shape or tuple(x.shape[1:])
+            shape = tuple(x.shape[1:]) if self.form.shape is None else self.form.shape
             self.ranks.require_alike((*shape, str(x.dtype)) if len(x) else None)
             require_fit(shape, x.shape[1:], self.form.place, "delta_shape")
             self._delta = self._begin(x.detach(), shape)
