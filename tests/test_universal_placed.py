@@ -164,7 +164,7 @@ def test_save_load_and_init(
 
 
 def test_layers_on_a_linear_layer() -> None:
-    """log mean |A delta|, A of one row: sign(A) or its negative, whichever the start is nearer to."""
+    """log mean |A delta|, A of one row: sign(A), or -sign(A), by the start's side."""
     net = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 2)).double()
     x, row = torch.rand(9, 6, generator=seeded(9)).double(), net[0].weight.detach()[0]
     start = fa.Perturbation(0.01 * row, fa.Linf(0.3, None))

@@ -69,7 +69,7 @@ def gradient(
     with its own, before the ball's projection.
     signs: sums the signs of the samples' gradients in place of the gradients.
     delta_shape: a smaller delta, repeated over the sample as tiles, over which its gradient is
-    summed (Metzen et al. 1704.05712, section 3.3), or, with `offset`, a patch placed there once. It
+    summed (Metzen et al. 1704.05712), or, with `offset`, a patch placed there once. It
     has as many dimensions as a sample; a 1 for the channels moves all alike.
     per_class: so many deltas, one for each label; each follows the samples of its own y alone, in
     a ball of its own, as if it had been run on them.
