@@ -106,6 +106,9 @@ def said(rank: int) -> dict[str, str]:
         "empty": lambda: fa.universal.gradient(attack, smooth_net(), whole if rank else []),
         "shape": lambda: fa.universal.gradient(attack, nn.Linear(6 - rank, 3).double(), other),
     }
+    uap = fa.Perturbation(W, fa.Linf(9.0))
+    calls["rates"] = lambda: fa.universal.measure(uap, smooth_net(), [])
+    found["part"] = str(fa.universal.measure(uap, smooth_net(), whole if rank else []))
     for name, call in calls.items():
         try:
             call()
@@ -217,6 +220,9 @@ def test_what_is_refused_is_refused_on_every_rank(ranks: list[dict]) -> None:
         assert (
             rank["said"]["empty"] == "`loader` must give every rank a batch, got none on ranks [0]"
         )
+        assert "`loader` must give batches in every epoch, got none" in rank["said"]["rates"]
+        uap = fa.Perturbation(W, fa.Linf(9.0))
+        assert rank["said"]["part"] == str(fa.universal.measure(uap, smooth_net(), batches()))
         assert "the first batch must be alike on every rank, got [(6, " in rank["said"]["shape"]
 
 

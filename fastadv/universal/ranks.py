@@ -37,6 +37,14 @@ class Ranks:
         if len(set(said)) > 1:
             raise ValueError(f"the first batch must be alike on every rank, got {said}")
 
+    def totals(self, counts: list[int]) -> list[int]:
+        """The sums over the ranks."""
+        if self.count == 1:
+            return counts
+        said: list[list[int]] = [counts] * self.count
+        dist.all_gather_object(said, counts, group=self.group)
+        return [sum(each) for each in zip(*said, strict=True)]
+
     def share_(self, t: Tensor) -> None:
         """t <- the first rank's, in place."""
         if self.count > 1:

@@ -13,7 +13,7 @@ from fastadv._checks import text
 from fastadv.model import Model, crafting
 from fastadv.perturbation import Perturbation
 from fastadv.problem import output
-from fastadv.universal.batches import Batch, samples
+from fastadv.universal.batches import Batch, require_some, samples
 from fastadv.universal.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ def rates_of(
     `ranks`."""
     seen, fooled, wrong, labelled = 0, 0, 0, 0
     with torch.no_grad(), crafting(model, "eval"):
-        for x, y in samples(loader, uap.ball, name, again):
+        for x, y in samples(loader, uap.ball, name, again, some=ranks is None):
             before, after = predictions(model, x), predictions(model, uap.apply(x, y))
             seen, fooled = seen + len(x), fooled + int((before != after).sum())
             if y is not None:
                 labelled, wrong = labelled + len(y), wrong + int((after != y).sum())
-    if ranks is not None and ranks.count > 1:
-        counts = torch.tensor([seen, fooled, wrong, labelled], device=x.device)
-        seen, fooled, wrong, labelled = ranks.sum_(counts).tolist()
+    if ranks is not None:
+        seen, fooled, wrong, labelled = ranks.totals([seen, fooled, wrong, labelled])
+        require_some(seen, again, name)
     return Rates(fooled / seen, wrong / seen if labelled == seen else None, seen)
 
 
