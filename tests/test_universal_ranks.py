@@ -94,7 +94,21 @@ def trained(rank: int | None) -> dict[str, Tensor]:
         optimizer.zero_grad()
         loss(model, x[half], y[half]).backward()
         optimizer.step()
-    return {"delta": loss.perturbation.delta, "weight": net[0].weight.detach()}
+    found = {"delta": loss.perturbation.delta, "weight": net[0].weight.detach()}
+    return found | {"uneven": uneven(rank)}
+
+
+def uneven(rank: int | None) -> Tensor:
+    """delta alone, on shards of 5 and 7; where one rank's loss overflows, none takes the step."""
+    net = smooth_net()
+    loss = fa.training.Universal(fa.Attack(fa.L2(0.5), fa.Momentum(0.05), start="zero"))
+    whole = batches()[:2]
+    for x, y in whole if rank is None else shards(whole, rank)[:2]:
+        loss(net, x, y).backward()
+        before = loss.perturbation.delta
+        (loss(net, x, y) * (1.0 if rank == 0 else torch.inf)).backward()
+        assert torch.equal(loss.perturbation.delta, before)
+    return loss.perturbation.delta
 
 
 def said(rank: int) -> dict[str, str]:
