@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastadv import _checks, balls
 from fastadv.balls import Ball
+from fastadv.placement import Place, require_fit, spread
 from fastadv.reference import add_towards, box, compute_dtype, place_towards
 
 _FORMAT = "fastadv.perturbation.1"
@@ -24,23 +25,30 @@ _BALLS: dict[str, type[Ball]] = {ball.order: ball for ball in (balls.Linf, balls
 
 @dataclass(frozen=True, eq=False)
 class Perturbation:
-    """A universal perturbation: delta (*shape), the shape of one sample, in `ball`."""
+    """A universal perturbation: delta (*shape), the shape of one sample, in `ball`.
+
+    place: "tiles" repeats a smaller delta over the sample, cut at its ends; an offset puts it there
+    once, one number a dimension. per_class: delta is (classes, *shape), one for each label.
+    """
 
     delta: Tensor
     ball: Ball
+    place: Place = None
+    per_class: bool = False
 
-    def apply(self, x: Tensor) -> Tensor:  # (N, *shape) -> (N, *shape)
+    def __post_init__(self) -> None:
+        if isinstance(self.place, str) and self.place != "tiles":
+            raise ValueError(f"`place` must be 'tiles', an offset or None, got {self.place!r}")
+
+    def apply(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape) -> (N, *shape)
         """clamp(x + delta) to the ball's bounds, every coordinate rounded towards x: what delta
-        keeps of its ball, x_adv keeps exactly. (Where x or delta requires grad, it is the plain,
-        differentiable sum, which may be off by a rounding.)"""
+        keeps of its ball, x_adv keeps exactly (not the l2 and l1 norms of tiles, which add up).
+        (Where x or delta requires grad, it is the plain, differentiable sum, which may be off by a
+        rounding.) y: labels (N,), which choose where there is one delta a class."""
         _checks.data(x, "x")
-        if x.shape[1:] != self.delta.shape:
-            raise ValueError(
-                f"`x` must be (N, {', '.join(map(str, self.delta.shape))}), got {tuple(x.shape)}"
-            )
+        delta = self._over(x, y)
         radius = torch.zeros((), device=x.device)  # delta's own ball was settled when it was made
         _checks.inputs(x.detach(), radius, self.ball.bounds_for(x))
-        delta = self.delta.to(x.device)
         if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
             lower, upper = (bound.to(x.dtype) for bound in box(self.ball.bounds_for(x), x))
             return torch.maximum(torch.minimum(x + delta.to(x.dtype), upper), lower)
@@ -49,12 +57,29 @@ class Perturbation:
         bounds = box(self.ball.bounds_for(x), origin)
         return place_towards(add_towards(origin, delta), origin, *bounds, x.dtype)
 
+    def _over(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """delta as x meets it: (1, *shape), or (N, *shape) with one a class."""
+        delta = self._each.to(x.device)
+        small = delta.shape[1:]
+        if self.place is None and x.shape[1:] != small:
+            raise ValueError(f"`x` must be (N, {', '.join(map(str, small))}), got {tuple(x.shape)}")
+        require_fit(small, x.shape[1:], self.place, "delta")
+        whole = spread(delta, x.shape[1:], self.place)
+        return whole[class_labels(y, x, len(delta))] if self.per_class else whole
+
+    @property
+    def _each(self) -> Tensor:  # (classes or 1, *shape)
+        return self.delta if self.per_class else self.delta[None]
+
     def norm(self) -> float:
-        """||delta|| in the ball's norm, in float64."""
-        return float(self.ball.norm(self.delta[None])[0])
+        """||delta|| in the ball's norm, in float64; of one a class, the largest."""
+        return float(self.ball.norm(self._each).max())
 
     def __repr__(self) -> str:
-        return f"Perturbation({tuple(self.delta.shape)}, norm={self.norm():.4g}, ball={self.ball})"
+        form = "" if self.place is None else f", place={self.place!r}"
+        form += ", per_class=True" if self.per_class else ""
+        shape = tuple(self.delta.shape)
+        return f"Perturbation({shape}, norm={self.norm():.4g}, ball={self.ball}{form})"
 
     def save(self, path: str | os.PathLike[str], facts: Mapping[str, str] | None = None) -> None:
         """Writes a safetensors file: the tensor `delta`, and in its metadata the ball and `facts`.
@@ -63,7 +88,10 @@ class Perturbation:
         where `path` is a folder or in none.
         """
         ball = {"order": self.ball.order, "radius": self.ball.radius, "bounds": self.ball.bounds}
+        form = {"place": self.place, "per_class": self.per_class}
         metadata = {**(facts or {}), "format": _FORMAT, "ball": json.dumps(ball)}
+        if self.place is not None or self.per_class:
+            metadata["form"] = json.dumps(form)
         target = Path(path)
         if target.is_dir() or not target.parent.is_dir():
             what = "a file's" if target.is_dir() else "in a folder that exists"
@@ -88,12 +116,30 @@ class Perturbation:
                         f"`path` must be a saved Perturbation, got {os.fspath(path)!r}"
                     )
                 saved, delta = json.loads(metadata["ball"]), file.get_tensor("delta")
+                form = json.loads(metadata.get("form", "{}"))
         except SafetensorError as error:
             raise ValueError(
                 f"`path` must be a safetensors file, got {os.fspath(path)!r}: {error}"
             ) from error
         bounds = saved["bounds"]
-        return cls(delta, _BALLS[saved["order"]](saved["radius"], bounds and tuple(bounds)))
+        ball = _BALLS[saved["order"]](saved["radius"], bounds and tuple(bounds))
+        place = form.get("place")
+        place = tuple(place) if isinstance(place, list) else place
+        return cls(delta, ball, place, form.get("per_class", False))
+
+
+def class_labels(y: Tensor | None, x: Tensor, classes: int) -> Tensor:  # (N,)
+    """y, checked: the row of each sample in one delta a class."""
+    if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
+        came = "None" if y is None else f"{type(y).__name__}"
+        came = f"{tuple(y.shape)} of {str(y.dtype)[6:]}" if isinstance(y, Tensor) else came
+        raise ValueError(f"`y` must be class labels ({len(x)},) for one delta a class, got {came}")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(
+            f"`y` must be from 0 to {classes - 1}, a delta a class, "
+            f"got {int(y.min())} to {int(y.max())}"
+        )
+    return y.long().to(x.device)
 
 
 def _shorten(delta: Tensor, dtype: torch.dtype) -> Tensor:

@@ -97,6 +97,24 @@ def test_apply(here: Path, run: Run) -> None:
     assert run(*BASE, *applied, "--overwrite")[0] == 0
 
 
+def test_apply_a_tile(here: Path, run: Run) -> None:
+    x, _ = data(here)
+    for place in ("tiles", (0, 1, 2)):
+        uap = fa.Perturbation(torch.full((3, 3, 2), 0.4), fa.Linf(0.4), place)
+        uap.save("uap.safetensors")
+        applied = ("--apply", "uap.safetensors", "--overwrite")
+        assert run(*BASE, *applied)[0] == 0
+        saved = np.load(OUT / "adversarial.npz")
+        assert torch.equal(torch.from_numpy(saved["x_adv"]), uap.apply(x))
+    for other, words in (
+        (fa.Perturbation(torch.zeros(3, 5, 4), fa.Linf(0.4), "tiles"), "`delta` must fit into"),
+        (fa.Perturbation(torch.zeros(4, 3, 4, 4), fa.Linf(0.4), per_class=True), "got one a class"),
+    ):
+        other.save("uap.safetensors")
+        code, _, error = run(*BASE, *applied)
+        assert (code, words in error) == (2, True), error
+
+
 @pytest.mark.parametrize("method", ["moosavi", "averaged"])
 def test_an_interrupted_search_goes_on_to_the_same_result(
     method: str, here: Path, run: Run

@@ -26,6 +26,7 @@ from fastadv.cli.universal_methods import METHODS, Batches, Job, Options, option
 from fastadv.evaluation import plots
 from fastadv.evaluation.environment import environment
 from fastadv.perturbation import Perturbation
+from fastadv.placement import require_fit
 from fastadv.universal import Rates, measure
 from fastadv.universal.rates import predictions
 
@@ -118,7 +119,12 @@ def _load(file: str, x: Tensor) -> Perturbation:
         raise Mistake(f"--apply must name an existing file, got {file!r}")
     with naming("--apply"):
         uap = Perturbation.load(file)
-    if uap.delta.shape != x.shape[1:]:
+    if uap.per_class:
+        raise Mistake(f"--apply {file} must be one delta for all inputs, got one a class")
+    if uap.place is not None:
+        with naming("--apply"):
+            require_fit(uap.delta.shape, x.shape[1:], uap.place, "delta")
+    elif uap.delta.shape != x.shape[1:]:
         raise Mistake(
             f"--apply {file} is for samples of {tuple(uap.delta.shape)}, "
             f"got data of {tuple(x.shape[1:])}"
@@ -155,7 +161,7 @@ def _rates(task: _Task, uap: Perturbation) -> dict[str, dict[str, Rates]]:
                 part: measure(one, task.model, Batches(x, y, size, device, None))
                 for part, (x, y) in task.parts.items()
             }
-            for name, one in (("perturbation", uap), ("noise", Perturbation(noise, uap.ball)))
+            for name, one in (("perturbation", uap), ("noise", replace(uap, delta=noise)))
         }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,10 @@ from fastadv.problem import output
 from fastadv.rules import Momentum, Steepest
 from fastadv.training.madry import training_loss
 from fastadv.universal.ascent import Ascent
+from fastadv.universal.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Universal:
@@ -26,6 +32,10 @@ class Universal:
     scaled) and the start of delta. loss_cap: beta; a sample whose loss exceeds it gives delta no
     gradient, while theta still learns from it. loss: as in Madry. Every backward to x_adv is a
     step: a second one (retain_graph) steps again, autograd.grad by the parameters alone does not.
+
+    Under torch.distributed, once the caller has initialised it, delta's step is along the sum over
+    the ranks of `group` (None: the default one), one reduction of delta's size in each backward:
+    give every rank as many batches as the others, as DistributedDataParallel asks for, too.
     """
 
     def __init__(
@@ -35,6 +45,7 @@ class Universal:
         loss: ObjectiveLike | None = None,
         init: Perturbation | None = None,
         generator: torch.Generator | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         require_attack(attack)
         if not isinstance(attack.rule, (Steepest, Momentum)):
@@ -44,7 +55,7 @@ class Universal:
             )
         self.attack, self.loss_cap = attack, loss_cap
         self.loss = training_loss(attack, loss)
-        self._ascent = Ascent(attack, init, generator=generator)
+        self._ascent = Ascent(attack, init, generator=generator, ranks=Ranks(group))
 
     @property
     def perturbation(self) -> Perturbation:
@@ -68,5 +79,5 @@ class Universal:
 
     def _step(self, grads: Tensor, counts: Tensor | None) -> None:
         # Where a scaled loss overflows, GradScaler skips theta's step, and so does delta here.
-        if bool(torch.isfinite(grads.sum(dtype=torch.float64))):
-            self._ascent.step(grads, counts)
+        # The loss is a mean: a rank with more samples has that much more to say.
+        self._ascent.step(grads, counts, scale=len(grads), finite=True)

@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fastadv import _checks, ops
 from fastadv.attack import Attack, draw_seed, require_attack
+from fastadv.balls import Linf
 from fastadv.perturbation import Perturbation
-from fastadv.reference import compute_dtype
+from fastadv.placement import Place, gather, require_fit
+from fastadv.reference import compute_dtype, rows
 from fastadv.rules import Adam, Auto, Gradient, Momentum, State, Steepest
 from fastadv.universal.penalty import Penalty
+from fastadv.universal.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Form:
+    """What delta is: smaller than a sample (`shape`: tiles, or placed at `offset`), one a class."""
+
+    shape: tuple[int, ...] | None = None
+    offset: tuple[int, ...] | None = None
+    classes: int | None = None
+
+    @classmethod
+    def of(
+        cls, shape: Sequence[int] | None, offset: Sequence[int] | None, classes: int | None
+    ) -> Form:
+        """Raises ValueError for an offset without a shape and for less than one class."""
+        if offset is not None and shape is None:
+            raise ValueError("`offset` places a smaller delta: give its `delta_shape`")
+        if classes is not None and classes < 1:
+            raise ValueError(f"`per_class` must be at least 1, got {classes}")
+        return cls(
+            None if shape is None else tuple(shape),
+            None if offset is None else tuple(offset),
+            classes,
+        )
+
+    @property
+    def place(self) -> Place:
+        return self.offset if self.shape is None or self.offset is not None else "tiles"
 
 
 class Ascent:
     """A universal perturbation under way; it takes its shape and dtype from the first batch.
 
     The ball alone constrains delta. The box is x + delta's, and is met where delta is applied.
-    Raises ValueError for a rule without a step size, and for a penalty with another than Gradient.
+    With several ranks each gives its own samples' gradients, and all take the step of the sum.
+    Raises ValueError for a rule without a step size, for a penalty with another than Gradient, and
+    for tiles in another ball than linf.
     """
 
     def __init__(
@@ -30,6 +64,8 @@ class Ascent:
         signs: bool = False,
         generator: torch.Generator | None = None,
         penalty: Penalty | None = None,
+        form: Form | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         require_attack(attack)
         if penalty is not None and not isinstance(attack.rule, Gradient):
@@ -39,80 +75,185 @@ class Ascent:
             )
         if isinstance(attack.rule, Auto):
             raise ValueError("`attack` must have a rule with a step size, got Auto (apgd)")
-        self.rule = attack.rule
-        self.ball = attack.ball
+        self.form = form or Form()
+        if self.form.place == "tiles" and not isinstance(attack.ball, Linf):
+            raise ValueError(
+                f"`delta_shape` without `offset` goes with Linf, got {attack.ball}: tiles together "
+                "are longer than one"
+            )
+        self.rule, self.ball = attack.rule, attack.ball
         self.free = replace(attack.ball, bounds=None)
         self.signs, self.penalty = signs, penalty
-        self.k = 0
-        self.state: State = {}
+        self.ranks = ranks or Ranks()
+        self.seen, self.fooled = 0, 0  # of all ranks
         self._random, self._init, self._generator = attack.start == "uniform", init, generator
-        self._delta: Tensor | None = None
+        self._delta: Tensor | None = None  # (K, *shape), K = 1 but for one a class
+        self._states: list[State] = []  # a row's
+        self._k: list[int] = []  # steps of a row
 
     @property
     def perturbation(self) -> Perturbation:
         """The perturbation as it is now, a copy. Raises RuntimeError before the first batch."""
         if self._delta is None:
             raise RuntimeError("there is no perturbation before the first batch")
-        return Perturbation(self._delta.clone(), self.ball)
+        return self._of(self._delta.clone())
 
-    def apply(self, x: Tensor) -> Tensor:  # (N, *shape)
-        """clamp(x + delta) to the bounds."""
+    def apply(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape)
+        """clamp(x + delta) to the bounds; y (N,) chooses where there is one delta a class."""
         if self._delta is None:
-            self._delta = self._begin(x.detach())
-            self.state = self.rule.start(self._delta[None])
-        return Perturbation(self._delta, self.ball).apply(x)
+            shape = tuple(x.shape[1:]) if self.form.shape is None else self.form.shape
+            self.ranks.require_alike((*shape, str(x.dtype)) if len(x) else None)
+            require_fit(shape, x.shape[1:], self.form.place, "delta_shape")
+            self._delta = self._begin(x.detach(), shape)
+            self.ranks.share_(self._delta)
+            each = [self._delta[j : j + 1] for j in range(len(self._delta))]
+            self._states, self._k = [self.rule.start(row) for row in each], [0] * len(each)
+        return self._of(self._delta).apply(x, y)
 
-    def _begin(self, x: Tensor) -> Tensor:
-        zeros = torch.zeros_like(x[:1], memory_format=torch.contiguous_format)
-        if not len(zeros):
+    def _of(self, delta: Tensor) -> Perturbation:
+        many = self.form.classes is not None
+        return Perturbation(delta if many else delta[0], self.ball, self.form.place, many)
+
+    def _begin(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if not len(x):
             raise ValueError("the first batch must have a sample, got an empty one")
+        zeros = x.new_zeros(self.form.classes or 1, *shape)
         if self._init is not None:
-            given = self._init.delta.to(x.device, x.dtype)[None]
-            _checks.like(given[0], "init", zeros[0], "x[0]")
-            return self.free.project(given, zeros)[0]
+            own, name = self._of(zeros), "x[0]" if self.form == Form() else "the delta asked for"
+            given = self._init.delta.detach().to(x.device, x.dtype)
+            _checks.like(given, "init", own.delta, name)
+            if (self._init.place, self._init.per_class) != (own.place, own.per_class):
+                raise ValueError(f"`init` must be placed like {name}, got {self._init}")
+            return self.free.project(given.view_as(zeros), zeros)
         if self._random:
-            return self.free.sample(zeros, draw_seed(self._generator))[0]
-        return zeros[0]
+            return self.free.sample(zeros, draw_seed(self._generator))
+        return zeros
 
     @torch.no_grad()
-    def step(self, grads: Tensor, weights: Tensor | None = None) -> None:
-        """One step along the gradients (N, *shape); `weights` (N,): 0 or False leaves one out."""
+    def step(
+        self, grads: Tensor, weights: Tensor | None = None, y: Tensor | None = None,
+        fooled: int = 0, scale: float = 1.0, finite: bool = False,
+    ) -> None:  # fmt: skip
+        """One step along the gradients (N, *shape); `weights` (N,): 0 or False leaves one out.
+
+        y: as in apply. fooled: samples, for the tally. scale: what other ranks' gradients are to
+        be weighed with this one's by. finite: takes no step where they are not.
+        """
         assert self._delta is not None
-        rule, delta = self.rule, self._delta
-        dtype = compute_dtype(grads.dtype)
-        weights = None if weights is None else weights.to(dtype)
+        grads = gather(grads, self._delta.shape[1:], self.form.place)
+        weights = None if weights is None else weights.to(compute_dtype(grads.dtype))
+        if self.ranks.count > 1:
+            self._together(self._sums(grads, weights, y, scale), (1, len(grads), fooled), finite)
+            return
+        self.seen, self.fooled = self.seen + len(grads), self.fooled + fooled
+        if finite and not bool(torch.isfinite(grads.sum(dtype=torch.float64))):
+            return
+        for j, g, w in self._split(grads, weights, y):
+            self._move(j, g, w, len(g), self.signs)
+
+    def idle(self) -> bool:
+        """For a rank without a further batch: takes the others' step. False: no rank had one."""
+        if self.ranks.count == 1:
+            return False
+        if self._delta is None:
+            self.ranks.require_alike(None)  # raises, here and there
+        assert self._delta is not None
+        nothing = torch.zeros(len(self._delta), self._delta[0].numel() + 1, dtype=torch.float64)
+        return self._together(nothing.to(self._delta.device), (0, 0, 0), False)
+
+    def _split(
+        self, grads: Tensor, weights: Tensor | None, y: Tensor | None
+    ) -> list[tuple[int, Tensor, Tensor | None]]:
+        """(row, its samples' gradients, their weights), for the rows that have a sample."""
+        if self.form.classes is None:
+            return [(0, grads, weights)]
+        assert y is not None
+        return [
+            (j, grads[y == j], None if weights is None else weights[y == j])
+            for j in torch.unique(y).tolist()
+        ]
+
+    def _sums(
+        self, grads: Tensor, weights: Tensor | None, y: Tensor | None, scale: float
+    ) -> Tensor:  # (K, numel + 1)
+        """This rank's sum a row in float64, and of how many samples."""
+        assert self._delta is not None
+        sums = grads.new_zeros(len(self._delta), self._delta[0].numel() + 1, dtype=torch.float64)
+        for j, g, w in self._split(grads, weights, y):
+            g = torch.sign(g) if self.signs else g
+            total = (g if w is None else g * rows(w, g)).sum(0, dtype=torch.float64)
+            sums[j, :-1], sums[j, -1] = total.flatten() * scale, len(g)
+        return sums
+
+    @torch.no_grad()
+    def _together(self, sums: Tensor, tally: tuple[int, int, int], finite: bool) -> bool:
+        """The step of all ranks' sums: one reduction, of delta's size and a few counts."""
+        assert self._delta is not None
+        dtype = self._delta.dtype
+        everyone = self.ranks.sum_(torch.cat([sums.flatten(), sums.new_tensor(tally)]))
+        steppers, seen, fooled = (int(n) for n in everyone[-3:])
+        self.seen, self.fooled = self.seen + seen, self.fooled + fooled
+        if finite and not bool(torch.isfinite(everyone).all()):
+            return steppers > 0
+        for j, row in enumerate(everyone[:-3].view_as(sums)):
+            total, by = _in(row[:-1], dtype)
+            grads = total.view(1, *self._delta.shape[1:])
+            self._move(j, grads, None, int(row[-1]), False, by)
+        return steppers > 0
+
+    def _move(
+        self, j: int, grads: Tensor, weights: Tensor | None, count: int, signs: bool, by: float = 1
+    ) -> None:
+        """The rule's step of delta's row j along by * grads, which are of `count` samples."""
+        assert self._delta is not None
+        if not count:
+            return
+        rule, delta, k = self.rule, self._delta[j], self._k[j]
+        self._k[j] += 1
         if isinstance(rule, Adam):
-            self._adam(rule, grads, weights)
+            g = (torch.sign(grads) if signs else grads).to(compute_dtype(grads.dtype))
+            total = g.sum(0) if weights is None else torch.tensordot(weights, g, 1)
+            self._adam(rule, j, k, total * (by / count))
         elif isinstance(rule, (Steepest, Momentum)):
             momentum = isinstance(rule, Momentum)
             ops.universal_(
-                delta, grads, ball=self.free, step_size=rule.size(self.k), weights=weights,
-                velocity=self.state["velocity"][0] if momentum else None,
+                delta, grads, ball=self.free, step_size=rule.size(k), weights=weights,
+                velocity=self._states[j]["velocity"][0] if momentum else None,
                 momentum=rule.decay if isinstance(rule, Momentum) else 0.0,
-                signs=self.signs, top=rule.top,
+                signs=signs, top=rule.top,
             )  # fmt: skip
         elif isinstance(rule, Gradient):
-            self._raw(rule.size(self.k), grads, weights)
-        self.k += 1
+            self._raw(delta, rule.size(k), by / count, grads, weights, signs)
 
-    def _raw(self, size: float, grads: Tensor, weights: Tensor | None) -> None:
+    def _raw(
+        self, delta: Tensor, size: float, by: float, grads: Tensor, weights: Tensor | None,
+        signs: bool,
+    ) -> None:  # fmt: skip
         """Along the mean loss, then the penalty's own step, then into the ball."""
-        assert self._delta is not None
-        delta, penalty = self._delta, self.penalty
+        penalty = self.penalty
         ball = self.free if penalty is None else replace(self.free, radius=math.inf)
         ops.universal_(
-            delta, grads, ball=ball, step_size=size / max(len(grads), 1), weights=weights,
-            signs=self.signs, steepest=False,
+            delta, grads, ball=ball, step_size=size * by, weights=weights, signs=signs,
+            steepest=False,
         )  # fmt: skip
-        if penalty is not None and len(grads):
+        if penalty is not None:
             penalty.step_(delta, size)
             ops.project_(delta[None], torch.zeros_like(delta)[None], ball=self.free)
 
-    def _adam(self, rule: Adam, grads: Tensor, weights: Tensor | None) -> None:
+    def _adam(self, rule: Adam, j: int, k: int, mean: Tensor) -> None:
         assert self._delta is not None
-        g = (torch.sign(grads) if self.signs else grads).to(compute_dtype(grads.dtype))
-        mean = (g.mean(0) if weights is None else torch.tensordot(weights, g, 1) / len(g))[None]
-        point = self._delta[None]
+        point = self._delta[j][None]
         radius = ops.per_sample(self.ball.radius, point, "radius", round_down=True)
         zeros = torch.zeros_like(point)
-        rule.step_(self.state, self.k, point, mean.to(point.dtype), zeros, self.free, radius)
+        rule.step_(self._states[j], k, point, mean[None].to(point.dtype), zeros, self.free, radius)
+
+
+def _in(total: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """(t in `dtype`, by): total is by * t. In half precision t reaches up to 2^15."""
+    if compute_dtype(dtype) is dtype:
+        return total.to(dtype), 1.0
+    largest = float(total.abs().max())
+    if not 0 < largest < math.inf:
+        return total.to(dtype), 1.0
+    by = 2.0 ** (math.ceil(math.log2(largest)) - 15)
+    return (total / by).to(dtype), by

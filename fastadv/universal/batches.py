@@ -36,11 +36,15 @@ def require_some(seen: int, again: bool, name: str = "loader") -> None:
 
 
 def samples(
-    loader: Iterable[Batch], ball: Ball, name: str = "loader", again: bool = False
+    loader: Iterable[Batch],
+    ball: Ball,
+    name: str = "loader",
+    again: bool = False,
+    some: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The batches that have a sample, as (x, y), detached, finite and within the ball's bounds.
 
-    Raises as an attack would on a batch, and ValueError where there was none.
+    Raises as an attack would on a batch, and ValueError where there was none and `some` is needed.
     """
     seen = 0
     for batch in loader:
@@ -51,4 +55,5 @@ def samples(
             _checks.inputs(x, torch.zeros((), device=x.device), ball.bounds_for(x))
             seen += len(x)
             yield x, y
-    require_some(seen, again, name)
+    if some:
+        require_some(seen, again, name)

@@ -7,8 +7,7 @@ the features of v alone leaves little of x in those of x + v.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,13 +20,11 @@ from fastadv.balls import Ball, require_ball
 from fastadv.model import Model, crafting
 from fastadv.perturbation import Perturbation
 from fastadv.problem import NO_GRADIENT, output
-from fastadv.reference import compute_dtype
 from fastadv.rules import Adam
 from fastadv.universal.batches import Batch, require_loader
-from fastadv.universal.rates import measure
+from fastadv.universal.layers import NONE_RAN, Layers, chosen_layers, watched
+from fastadv.universal.rates import rates_of
 
-Layers = Sequence[str | nn.Module] | None
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PERIOD = 300  # Fast Feature Fool halves v so often
 _SATURATED, _STILL = 0.5, 1e-5  # GD-UAP does at such a share of |v| = radius that hardly changes
 
@@ -122,19 +119,20 @@ class _Search:
                 raise ValueError(f"`{name}` must be at least 1, got {count}")
         require_loader(validation, "validation")
         free = replace(require_ball(ball), bounds=None)
-        chosen = _chosen(model, layers)
+        chosen = chosen_layers(model, layers)
         zeros = _like(model, shape)
         v = free.sample(zeros, draw_seed(generator))
         rule = Adam(ball.radius / 100 if step_size is None else step_size)
         state, radius = rule.start(v), ops.per_sample(ball.radius, v, "radius", round_down=True)
         best = _Best(v)
         share, bar = 0.0, tqdm(range(steps), disable=not progress, desc=self.name)
-        with torch.no_grad(), crafting(model, "eval"), _watched(chosen, self.term) as terms:
+        with torch.no_grad(), crafting(model, "eval"), watched(chosen, self.term) as terms:
 
             def judge() -> float:
                 if validation is None:
                     return float(_value(model, v, terms))
-                return measure(Perturbation(v[0], ball), model, validation).fooled
+                uap = Perturbation(v[0], ball)  # alone: one rank may run this, or each its own
+                return rates_of(uap, model, validation, "validation", again=True).fooled
 
             for k in bar:
                 value, grad = _gradient(model, v, terms)
@@ -163,58 +161,17 @@ class _Best:
         return self.waits
 
 
-def _chosen(model: object, layers: Layers) -> list[nn.Module]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"`model` must be a torch.nn.Module, whose layers can be watched, got a "
-            f"{type(model).__name__}"
-        )
-    modules = dict(model.named_modules())
-    if layers is None:
-        found: list[nn.Module] = [m for m in modules.values() if isinstance(m, _CONVOLUTIONS)]
-        if not found:
-            raise ValueError("`layers` must be given for a model without convolutions, got None")
-        return found
-    if isinstance(layers, str) or not len(layers):
-        raise ValueError(f"`layers` must be a list of modules or of their names, got {layers!r}")
-    known = {id(m) for m in modules.values()}
-    chosen = []
-    for layer in layers:
-        module = modules.get(layer) if isinstance(layer, str) else layer
-        if module is None or id(module) not in known:
-            raise ValueError(f"`layers` must be of the model, got {layer!r}")
-        chosen.append(module)
-    return chosen
-
-
 def _like(model: nn.Module, shape: Sequence[int]) -> Tensor:
     """Zeros (1, *shape), where the model's parameters are and as wide."""
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     return torch.zeros(1, *shape, dtype=first.dtype, device=first.device)
 
 
-@contextmanager
-def _watched(layers: list[nn.Module], term: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
-    """The terms of the layers, as a forward adds them; the hooks are gone afterwards."""
-    terms: list[Tensor] = []
-
-    def hook(module: nn.Module, args: object, features: Tensor) -> None:
-        # A copy: what comes next may work in place.
-        terms.append(term(features.clone().to(compute_dtype(features.dtype))))
-
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        yield terms
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _value(model: Model, v: Tensor, terms: list[Tensor]) -> Tensor:
     terms.clear()
     output(model, v.clone())  # a model may write on its input
     if not terms:
-        raise ValueError("`layers` must run when `model` does, and none did: is it compiled?")
+        raise ValueError(NONE_RAN)
     value = torch.stack(terms).sum()
     if bool(value.isnan()):
         raise ValueError("`model` gave NaN: its layers' outputs are no numbers")

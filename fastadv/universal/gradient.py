@@ -6,7 +6,9 @@ The update of universal adversarial training (Shafahi et al. 1811.11304, algorit
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +20,14 @@ from fastadv.model import Model, crafting
 from fastadv.objectives import as_objective
 from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
-from fastadv.universal.ascent import Ascent
+from fastadv.universal.ascent import Ascent, Form
 from fastadv.universal.batches import Batch, require_loader, require_some, unpack
+from fastadv.universal.layers import Layers, chosen_layers, layer_gradient
 from fastadv.universal.penalty import Penalty
+from fastadv.universal.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @torch.inference_mode(False)  # where no gradient could be taken
@@ -33,11 +40,16 @@ def gradient(
     loss_cap: float | None = None,
     target: int | None = None,
     classes: Sequence[int] | None = None,
+    layers: Layers = None,
     penalty: Penalty | None = None,
     signs: bool = False,
+    delta_shape: Sequence[int] | None = None,
+    offset: Sequence[int] | None = None,
+    per_class: int | None = None,
     init: Perturbation | None = None,
     progress: bool = False,
     generator: torch.Generator | None = None,
+    group: ProcessGroup | None = None,
 ) -> Perturbation:
     """Ascends the mean objective over the batches of `loader`, one step a batch.
 
@@ -49,63 +61,131 @@ def gradient(
     target: a class that delta is to call forth on every input.
     classes: only these are to be fooled; samples of any other y are to keep their class, and their
     loss is descended (class-discriminative: Zhang et al. 2010.03300).
+    layers: modules of the model, or names of them, in place of the attack's objective: ascends the
+    sum over them of log mean |layer(x + delta) - layer(x)| (Fast Feature Fool's objective,
+    1707.05572, of what delta changes in place of what it excites alone). At delta = 0 it has no
+    gradient: start uniform, or from `init`.
     penalty: a norm of delta's in the objective; goes with the rule Gradient, whose steps it follows
     with its own, before the ball's projection.
     signs: sums the signs of the samples' gradients in place of the gradients.
+    delta_shape: a smaller delta, repeated over the sample as tiles, over which its gradient is
+    summed (Metzen et al. 1704.05712), or, with `offset`, a patch placed there once. It
+    has as many dimensions as a sample; a 1 for the channels moves all alike.
+    per_class: so many deltas, one for each label; each follows the samples of its own y alone, in
+    a ball of its own, as if it had been run on them.
     init: goes on from there. progress: a bar with the share of inputs fooled so far.
+
+    Under torch.distributed, once the caller has initialised it, the ranks of `group` (None: the
+    default one) each give their shard of every global batch and all hold the same delta: a step
+    sends one tensor, delta's size and a few counts, in float64. Shards may differ in size and in
+    number of batches; a rank that has run out serves the others' steps. `model` is the module
+    itself, not DistributedDataParallel around it.
 
     The gradient is taken at clamp(x + delta) and passes the clamp unchanged: a pixel at its bound
     in one input still votes for where delta goes in the others.
 
     Raises ValueError for a loader without batches, a penalty with another rule, classes with a
-    target or without class labels, and where an attack would on a batch.
+    target or without class labels, layers with a target or from delta = 0, a delta that does not
+    fit or tiles in another ball than linf, and where an attack would on a batch.
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
-    if classes is not None and target is not None:
-        raise ValueError("`classes` are to lose their own class: give no `target` with them")
-    if target is not None and (isinstance(target, bool) or not isinstance(target, Integral)):
-        got = type(target).__name__
-        raise TypeError(f"`target` must be one class for all inputs, a whole number, got {got}")
     require_loader(loader)
-    ascent = Ascent(attack, init, signs, generator, penalty)
+    goal = _Goal(attack, model, target, classes, layers, loss_cap)
+    form = Form.of(delta_shape, offset, per_class)
+    ascent = Ascent(attack, init, signs, generator, penalty, form, Ranks(group))
+    if layers is not None and init is None and attack.start != "uniform":
+        raise ValueError(f"`layers` need a start='uniform' or an `init`, got {attack.start!r}")
     for epoch in range(epochs):
-        bar = tqdm(loader, disable=not progress, desc=f"universal {epoch + 1}/{epochs}")
-        seen, fooled = 0, 0
-        for batch in bar:
-            x, y = unpack(batch)
-            problem = _problem(attack, model, x, y, target)
-            with torch.no_grad(), crafting(model, attack.mode):
-                loss, grad, hits = problem.gradient(ascent.apply(x))
-            problem.raise_if_nan()
-            weights = None if classes is None else _signs(problem, classes, loss)
-            if loss_cap is not None:
-                counts = loss <= loss_cap
-                weights = counts if weights is None else weights * counts
-            ascent.step(grad, weights)
-            seen, fooled = seen + len(x), fooled + int(hits.sum())
-            bar.set_postfix(fooled=f"{fooled / max(seen, 1):.3f}", refresh=False)
-        require_some(seen, again=epoch > 0)
+        hidden = not progress or ascent.ranks.rank > 0
+        bar = tqdm(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
+        require_some(_epoch(goal, ascent, bar), again=epoch > 0)
     return ascent.perturbation
 
 
-def _problem(
-    attack: Attack, model: Model, x: Tensor, y: Tensor | None, target: int | None
-) -> Problem:
-    objective = as_objective(attack.objective)
-    _checks.data(x, "x")
-    radius = ops.per_sample(attack.ball.radius, x, "radius", round_down=True)
-    _checks.inputs(x, radius, attack.ball.bounds_for(x))
-    goal = None if target is None else torch.full((len(x),), target, device=x.device)
-    if y is None and (goal is None or objective.targeted_needs_y):
-        with torch.no_grad(), crafting(model, attack.mode):
-            y = objective.predict(output(model, x.clone()))
-    return Problem(model, objective, attack.ball, x, radius, y, goal)
+def _epoch(goal: _Goal, ascent: Ascent, bar: tqdm[Batch]) -> int:
+    """A step a batch; of how many samples, on this rank."""
+    seen, ascent.seen, ascent.fooled = 0, 0, 0
+    for batch in bar:
+        x, y = goal.labelled(*unpack(batch), always=ascent.form.classes is not None)
+        point = ascent.apply(x, y)
+        grad, weights, fooled = goal.pull(x, y, point)
+        ascent.step(grad, weights, y, fooled)
+        seen += len(x)
+        bar.set_postfix(fooled=f"{ascent.fooled / max(ascent.seen, 1):.3f}", refresh=False)
+    while ascent.idle():
+        pass
+    return seen
 
 
-def _signs(problem: Problem, classes: Sequence[int], loss: Tensor) -> Tensor:  # (N,)
+@dataclass(frozen=True)
+class _Goal:
+    """What is ascended: of which objective, with which sign and weight for which sample."""
+
+    attack: Attack
+    model: Model
+    target: int | None
+    classes: Sequence[int] | None
+    layers: Layers
+    loss_cap: float | None
+
+    def __post_init__(self) -> None:
+        target = self.target
+        if self.classes is not None and target is not None:
+            raise ValueError("`classes` are to lose their own class: give no `target` with them")
+        if target is not None and (isinstance(target, bool) or not isinstance(target, Integral)):
+            got = type(target).__name__
+            raise TypeError(f"`target` must be one class for all inputs, a whole number, got {got}")
+        if self.layers is not None:
+            if target is not None:
+                raise ValueError("`layers` are the objective: give no `target` with them")
+            chosen_layers(self.model, self.layers)
+
+    def labelled(self, x: Tensor, y: Tensor | None, always: bool) -> tuple[Tensor, Tensor | None]:
+        """The batch, checked; predictions for y where it is needed and not given."""
+        objective = as_objective(self.attack.objective)
+        _checks.data(x, "x")
+        _checks.inputs(x, self._radius(x), self.attack.ball.bounds_for(x))
+        if self.layers is not None:
+            always |= self.classes is not None
+        else:
+            always |= self.target is None or objective.targeted_needs_y
+        if y is None and always:
+            with torch.no_grad(), crafting(self.model, self.attack.mode):
+                y = objective.predict(output(self.model, x.clone()))
+        return x, y
+
+    def pull(self, x: Tensor, y: Tensor | None, point: Tensor) -> tuple[Tensor, Tensor | None, int]:
+        """(gradients at `point` (N, *shape), the samples' weights (N,), how many are fooled)."""
+        with torch.no_grad(), crafting(self.model, self.attack.mode):
+            if self.layers is not None:
+                chosen = chosen_layers(self.model, self.layers)
+                assert isinstance(self.model, torch.nn.Module)
+                loss, grad, hits = layer_gradient(self.model, chosen, x, point)
+            else:
+                problem = self._problem(x, y)
+                loss, grad, hits = problem.gradient(point)
+                problem.raise_if_nan()
+                y = problem.y
+        weights = None if self.classes is None else _signs(y, self.classes, loss)
+        if self.loss_cap is not None:
+            counts = loss <= self.loss_cap
+            weights = counts if weights is None else weights * counts
+        return grad, weights, int(hits.sum())
+
+    def _radius(self, x: Tensor) -> Tensor:
+        return ops.per_sample(self.attack.ball.radius, x, "radius", round_down=True)
+
+    def _problem(self, x: Tensor, y: Tensor | None) -> Problem:
+        attack, t = self.attack, self.target
+        goal = None if t is None else torch.full((len(x),), t, device=x.device)
+        return Problem(
+            self.model, as_objective(attack.objective), attack.ball, x, self._radius(x), y, goal
+        )
+
+
+def _signs(y: Tensor | None, classes: Sequence[int], loss: Tensor) -> Tensor:  # (N,)
     """1 for the samples to fool, -1 for those to keep."""
-    y = problem.y
     if y is None or y.dim() != 1 or y.is_floating_point() or len(classes) == 0:
         raise ValueError(
             f"`classes` must be one or more of an objective's class labels, got {classes}"

@@ -56,6 +56,9 @@ def moosavi(
     progress: a bar with the share of samples fooled as they are met, and the updates of v.
     on_pass: called with each Pass. generator: for an inner attack's random starts, one draw.
 
+    Being sequential, it sends nothing under torch.distributed: each rank that calls it runs the
+    whole, to the same v from the same data, and a loader that shards the data raises.
+
     Raises TypeError or ValueError for a loader without batches, a `state` of another run, and where
     DeepFool or the attack would on a batch.
     """

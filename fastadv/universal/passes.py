@@ -23,6 +23,7 @@ from fastadv.model import Model, crafting
 from fastadv.perturbation import Perturbation
 from fastadv.reference import box
 from fastadv.universal.batches import Batch, require_loader, samples
+from fastadv.universal.ranks import require_whole
 from fastadv.universal.rates import Rates, predictions, rates_of
 
 COUNTS = ("fooled", "wrong")
@@ -64,6 +65,7 @@ class Options:
         if self.count not in COUNTS:
             raise ValueError(f"`count` must be one of {COUNTS}, got {self.count!r}")
         require_loader(self.validation, "validation")
+        require_whole(self.validation, "validation")
 
 
 class Delta:
@@ -146,6 +148,7 @@ class Passes:
         settings: dict[str, object],
     ) -> None:  # fmt: skip
         require_loader(loader)
+        require_whole(loader)
         self.name, self.model, self.loader = name, model, loader
         self.delta, self.options = delta, options
         self.judge = loader if options.validation is None else options.validation

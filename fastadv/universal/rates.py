@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,11 @@ from fastadv._checks import text
 from fastadv.model import Model, crafting
 from fastadv.perturbation import Perturbation
 from fastadv.problem import output
-from fastadv.universal.batches import Batch, samples
+from fastadv.universal.batches import Batch, require_some, samples
+from fastadv.universal.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -30,25 +35,43 @@ class Rates:
 
 
 @torch.inference_mode(False)
-def measure(uap: Perturbation, model: Model, loader: Iterable[Batch]) -> Rates:
+def measure(
+    uap: Perturbation,
+    model: Model,
+    loader: Iterable[Batch],
+    *,
+    group: ProcessGroup | None = None,
+) -> Rates:
     """The rates of `uap` over the batches (x, y), or x, of `loader`; the model in eval mode.
+
+    Under torch.distributed every rank of `group` (None: the default one) calls it with its shard,
+    and the rates are those of all shards; `drop_last` and the sampler's padding are the loader's.
 
     Raises ValueError for a loader without samples, x beyond the bounds, and a model that gives NaN.
     """
-    return rates_of(uap, model, loader, "loader", again=False)
+    return rates_of(uap, model, loader, "loader", again=False, ranks=Ranks(group))
 
 
 def rates_of(
-    uap: Perturbation, model: Model, loader: Iterable[Batch], name: str, again: bool
+    uap: Perturbation,
+    model: Model,
+    loader: Iterable[Batch],
+    name: str,
+    again: bool,
+    ranks: Ranks | None = None,
 ) -> Rates:
-    """`measure`, of a loader that its errors call by `name`, read before or not."""
+    """`measure`, of a loader that its errors call by `name`, read before or not; alone without
+    `ranks`."""
     seen, fooled, wrong, labelled = 0, 0, 0, 0
     with torch.no_grad(), crafting(model, "eval"):
-        for x, y in samples(loader, uap.ball, name, again):
-            before, after = predictions(model, x), predictions(model, uap.apply(x))
+        for x, y in samples(loader, uap.ball, name, again, some=ranks is None):
+            before, after = predictions(model, x), predictions(model, uap.apply(x, y))
             seen, fooled = seen + len(x), fooled + int((before != after).sum())
             if y is not None:
                 labelled, wrong = labelled + len(y), wrong + int((after != y).sum())
+    if ranks is not None:
+        seen, fooled, wrong, labelled = ranks.totals([seen, fooled, wrong, labelled])
+        require_some(seen, again, name)
     return Rates(fooled / seen, wrong / seen if labelled == seen else None, seen)
 
 
