@@ -29,7 +29,7 @@ demo: $(VENV)/.built  ## train a small net, attack it, print a table and draw a 
 	$(PY) -m fastadv demo $(ARGS)
 
 test: $(VENV)/.built  ## run the tests, on all cores; pytest's options in ARGS, as in ARGS="-k step"
-	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.built  ## check style and types: ruff, mypy --strict, clang-format
 	$(PY) -m ruff check .
