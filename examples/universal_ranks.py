@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=2 examples/universal_ranks.py
 
-Run by python alone, it is one process with all the data. Loaders that accelerate has prepared serve as
-well; with `even_batches=False` each sample counts once."""
+Run by python alone, it is one process with all the data. Loaders that accelerate has prepared serve
+too; with `even_batches=False` each sample counts once."""
 
 import os
 
