@@ -117,7 +117,7 @@ class Detector(nn.Module):
                 kinds = choose(len(x), len(chosen), 0.0, generator)
                 both = torch.cat([x, perturbed(x, chosen, kinds)])
                 values = self.features(rectifier(both) - both).flatten(1).cpu()
-                found.append(values.unflatten(0, (2, len(x))))
+                found.append(values.reshape(2, len(x), -1))
         both = torch.cat(found, 1)  # (2, N, features)
         label = torch.arange(2).repeat_interleave(both.shape[1]).numpy()
         scale = scaler().fit(both.flatten(0, 1).numpy())

@@ -178,8 +178,8 @@ def choose(count: int, kinds: int, clean: float, generator: torch.Generator) -> 
 
 def perturbed(x: Tensor, perturbations: Sequence[Perturbation], chosen: Tensor) -> Tensor:
     """x (N, *shape), each image with the perturbation of its number in chosen (N,), or as it is."""
-    out, chosen = x.clone(), chosen.to(x.device)
-    for k in chosen.unique().tolist():
+    out, at = x.clone(), chosen.to(x.device)
+    for k in sorted(set(chosen.tolist())):
         if k >= 0:
-            out[chosen == k] = perturbations[k].apply(x[chosen == k])
+            out[at == k] = perturbations[k].apply(x[at == k])
     return out
