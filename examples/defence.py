@@ -1,6 +1,6 @@
 """A rectifier and a detector against universal perturbations that they never saw: expected beside
-measured. In half a minute on scikit-learn's digits, with 16 perturbations to learn from and 8 unseen;
-given an .npz of MNIST (x_train, y_train, x_test, y_test), on that, with 8 and 4."""
+measured. In half a minute on scikit-learn's digits, with 16 perturbations to learn from and 8
+unseen; given an .npz of MNIST (x_train, y_train, x_test, y_test), on that, with 8 and 4."""
 
 import sys
 

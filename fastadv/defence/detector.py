@@ -29,8 +29,14 @@ FLOOR = 1e-4  # added to |DCT| before its logarithm: below it a coefficient says
 
 
 def dct2(x: Tensor) -> Tensor:  # (..., H, W)
-    """The orthonormal 2-D DCT-II over the last two dimensions: scipy.fft.dctn(norm="ortho")."""
-    height, width = (_cosines(size, x.dtype, x.device) for size in x.shape[-2:])
+    """The orthonormal 2-D DCT-II over the last two dimensions: scipy.fft.dctn(norm="ortho").
+
+    Raises TypeError unless x is floating, ValueError for fewer dimensions.
+    """
+    if _checks.data(x, "x").dim() < 2:
+        raise ValueError(f"`x` must be (..., H, W), got {_checks.text(x.shape)}")
+    matrix = _cosines if type(x) is Tensor else _cosines.__wrapped__  # a fake one is not to be kept
+    height, width = (matrix(size, x.dtype, x.device) for size in x.shape[-2:])
     return height @ x @ width.T
 
 
