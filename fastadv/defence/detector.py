@@ -51,7 +51,7 @@ def _cosines(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:  # 
 
 class Detector(nn.Module):
     """A linear SVM on log |DCT| of the rectifier's output minus its input (Akhtar et al.
-    1711.05929, section 4.3), each channel by itself.
+    1711.05929), each channel by itself.
 
     shape: of one image, (C, H, W). Its numbers are buffers: they go where .to() sends them and
     stand in the state_dict. Only `fit` needs scikit-learn.

@@ -28,9 +28,9 @@ class Outcomes:
     predictions, without and behind the rectifier. alarms (N,), detected (K, N): what the detector
     says of clean and of perturbed images.
 
-    The metrics are those of Akhtar et al. 1711.05929, section 5, as shares. A star there marks
-    the images that are classified correctly, a hat the rectified ones; I_c are the clean images
-    and I_p the perturbed ones, here K for each clean one.
+    The metrics are those of Akhtar et al. 1711.05929, as shares, and each says what it counts: I_c
+    are the clean images and I_p the perturbed ones, here K for each clean one; a star marks those
+    that are classified correctly, a hat the rectified ones.
     """
 
     label: Tensor

@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class Rectifier(nn.Module):
-    """The Perturbation Rectifying Network (Akhtar et al. 1711.05929, section 4.1): images
+    """The Perturbation Rectifying Network (Akhtar et al. 1711.05929): images
     (N, channels, H, W) to rectified images of the same shape, through `blocks` residual blocks.
 
     What it gives is x plus what its last convolution says, which begins at 0: before training, x
@@ -64,7 +64,7 @@ class Rectifier(nn.Module):
 
 class Training:
     """The rectifier learns to give each image, clean or perturbed, the label that the classifier
-    predicts on the clean one: cross-entropy, Adam (Akhtar et al. 1711.05929, equation 4).
+    predicts on the clean one: cross-entropy, Adam (Akhtar et al. 1711.05929).
 
     perturbations: to train on, real and synthetic; keep others for the test (`split`). clean: the
     share of images that stay clean. optimizer: of the rectifier's parameters; None is Adam(lr).

@@ -37,14 +37,13 @@ def synthetic(
     perturbations: Sequence[Perturbation], count: int, seed: int = 0
 ) -> list[Perturbation]:
     """`count` random positive sums of `perturbations`, of their ball's full radius (Akhtar et al.
-    1711.05929, section 4.2).
+    1711.05929).
 
     Each sum begins at 0 and adds z * delta_j, z uniform in (0, 1] and j any, until its norm is no
     less than the radius; it is then scaled to it, so that it stays a positive combination, and
-    projected, so that it is feasible exactly. The k-th depends on `seed` and k alone. The paper
-    drops linf sums of less than the real ones' mean l2 norm; these are kept: perturbations that
-    are at the radius in every pixel have the largest l2 norm that there is, and no sum of
-    different ones would pass.
+    projected, so that it is feasible exactly. The k-th depends on `seed` and k alone. No sum is
+    dropped for a small l2 norm in the linf ball: perturbations that are at the radius in every
+    pixel have the largest that there is, and a sum of different ones has less.
 
     Raises ValueError unless all have one ball, of a finite radius above 0, and one shape, and
     where they sum to 0.
