@@ -180,6 +180,10 @@ def test_what_training_refuses() -> None:
         training.run([], 1)
     with pytest.raises(TypeError, match="`loader` must give batches, got a tensor"):
         training.run(batches()[0], 1)
+    with pytest.raises(ValueError, match=re.escape("`x` must be (N, 3, 6, 6), got (4, 3, 4, 6)")):
+        training.run([batches()[0][:, :, :4]], 1)
+    with pytest.raises(ValueError, match="in every epoch, got none: is it an iterator"):
+        training.run(iter(batches()), 2)
     with pytest.raises(ValueError, match="`model` must be differentiable"):
         Training(Rectifier(3, 4), Constant(), known).run(batches(), 1)
     with pytest.raises(ValueError, match="got NaN"):

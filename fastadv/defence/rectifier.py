@@ -150,8 +150,8 @@ class Training:
         self.rectifier.train()
         with crafting(self.model, "eval"):
             with torch.no_grad():
-                label = predictions(self.model, x)
                 given = perturbed(x, self.perturbations, chosen)
+                label = predictions(self.model, x)
             with torch.enable_grad():
                 rectified = self.rectifier(given)
                 _checks.like(rectified.detach(), "rectifier(x)", x, "x")
@@ -178,6 +178,10 @@ def choose(count: int, kinds: int, clean: float, generator: torch.Generator) -> 
 
 def perturbed(x: Tensor, perturbations: Sequence[Perturbation], chosen: Tensor) -> Tensor:
     """x (N, *shape), each image with the perturbation of its number in chosen (N,), or as it is."""
+    shape = perturbations[0].delta.shape
+    if x.shape[1:] != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"`x` must be (N, {wanted}), got {_checks.text(x.shape)}")
     out, at = x.clone(), chosen.to(x.device)
     for k in sorted(set(chosen.tolist())):
         if k >= 0:
