@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -133,29 +133,35 @@ def test_training_restores_the_labels_of_perturbed_images() -> None:
 class Interrupted:
     """A loader that stops at its n-th batch, as Ctrl-C would."""
 
-    def __init__(self, x: list[Tensor], n: int) -> None:
-        self.x, self.left = x, n
+    def __init__(self, loader: Iterable[list[Tensor]], n: int) -> None:
+        self.loader, self.left = loader, n
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.x:
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for batch in self.loader:
             self.left -= 1
             if self.left < 0:
                 raise KeyboardInterrupt
             yield batch
 
 
-@pytest.mark.parametrize("stop", [0, 2, 4])
+def shuffled() -> DataLoader[tuple[Tensor, ...]]:
+    """Three batches an epoch, each epoch in another order."""
+    data = TensorDataset(torch.cat(batches()))
+    return DataLoader(data, batch_size=4, shuffle=True, generator=seeded(7))
+
+
+@pytest.mark.parametrize("stop", [0, 2, 3, 7])
 def test_an_interrupted_training_goes_on_to_the_same_weights(stop: int, tmp_path: Path) -> None:
-    x, known = batches(), patterns(3)
-    whole = Training(Rectifier(3, 4), image_net(), known, seed=5).run(x, 3)
+    known = patterns(3)
+    whole = Training(Rectifier(3, 4), image_net(), known, seed=5).run(shuffled(), 3)
     part = Training(Rectifier(3, 4), image_net(), known, seed=5)
     with pytest.raises(KeyboardInterrupt):
-        part.run(Interrupted(x, stop), 3)
+        part.run(Interrupted(shuffled(), stop), 3)
     torch.save(part.state_dict(), tmp_path / "state.pt")
     again = Training(Rectifier(3, 4, seed=9), image_net(), known, seed=5)
     again.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert (again.epochs, again.batches) == divmod(stop, 3)
-    again.run(x, 3)
+    again.run(shuffled(), 3)
     for a, b in zip(whole.parameters(), again.rectifier.parameters(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match="`state` must be of seed 6, got 5"):

@@ -74,7 +74,8 @@ class Training:
     parameters and the rectifier's must be on one device, to which the images are moved.
 
     `state_dict` holds all that a run needs to go on, in the middle of an epoch too, to the result
-    that it would have had: with a loader that gives the epoch in the same order once more.
+    that it would have had. The epochs that are done are then read again, not computed: a loader
+    that shuffles, made anew and seeded as it was, gives the next one the order that it had.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Training:
             raise ValueError("`rectifier` must have parameters that require grad, got none")
         self.optimizer = torch.optim.Adam(self._trained, lr) if optimizer is None else optimizer
         self.epochs, self.batches = 0, 0  # that are done, the latter of the epoch under way
+        self._unread = 0  # epochs that another run did
 
     def run(self, loader: Iterable[Batch], epochs: int, progress: bool = False) -> nn.Module:
         """Trains until `epochs` in all are done, and gives the rectifier, in eval mode.
@@ -107,6 +109,10 @@ class Training:
         if epochs < 1:
             raise ValueError(f"`epochs` must be at least 1, got {epochs}")
         require_loader(loader)
+        while self._unread:
+            for _ in loader:
+                pass
+            self._unread -= 1
         while self.epochs < epochs:
             title = f"rectifier {self.epochs + 1}/{epochs}"
             with tqdm(disable=not progress, desc=title, unit=" batches") as bar:
@@ -132,6 +138,7 @@ class Training:
         self.rectifier.load_state_dict(state["rectifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epochs, self.batches = state["epochs"], state["batches"]
+        self._unread = self.epochs
 
     @torch.inference_mode(False)
     def _epoch(self, loader: Iterable[Batch]) -> Iterator[float]:
