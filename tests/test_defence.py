@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,9 @@ def test_what_synthetic_refuses() -> None:
         fa.defence.synthetic([*real, fa.Perturbation(torch.ones(3, 8, 8), BALLS["linf"])], 1)
     with pytest.raises(TypeError, match="must hold Perturbations, got Tensor"):
         fa.defence.synthetic([real[0].delta], 1)  # type: ignore[list-item]
+    for form in ({"place": "tiles"}, {"per_class": True}):
+        with pytest.raises(ValueError, match="must be one delta like a sample each, got Pert"):
+            fa.defence.synthetic([replace(real[0], **form)], 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="must be a sequence of Perturbations"):
         fa.defence.synthetic(real[0], 1)  # type: ignore[arg-type]
 

@@ -90,6 +90,8 @@ def require_perturbations(perturbations: object) -> list[Perturbation]:
     for p in perturbations:
         if not isinstance(p, Perturbation):
             raise TypeError(f"`perturbations` must hold Perturbations, got {type(p).__name__}")
+        if p.place is not None or p.per_class:
+            raise ValueError(f"`perturbations` must be one delta like a sample each, got {p}")
     shapes = sorted({tuple(p.delta.shape) for p in perturbations})
     if len(shapes) != 1:
         raise ValueError(f"`perturbations` must be some of one shape, got {shapes or 'none'}")
