@@ -4,7 +4,7 @@ from fastadv._locate import package_path
 
 __path__ = package_path(__path__)  # before any other import: see _locate.py
 
-from fastadv import evaluation, numpy, ops, training, universal
+from fastadv import defence, evaluation, numpy, ops, training, universal
 from fastadv.attack import Attack, AttackResult
 from fastadv.balls import L1, L2, Ball, Linf
 from fastadv.deepfool import DeepFool, DeepFoolResult
@@ -51,6 +51,7 @@ __all__ = [
     "compile",
     "cross_entropy",
     "deepfool",
+    "defence",
     "dlr",
     "evaluate",
     "evaluation",
