@@ -52,6 +52,8 @@ class ClassLabels:
             hint = _one_hot_hint(y, name, logits) or hint
             raise TypeError(f"`{name}` must be integers (class labels), got {_name(y)}{hint}")
         hint = _one_hot_hint(y, name, logits)
+        if logits.dim() == 4 and y.dim() == 1:
+            hint = ": one label a pixel; a classifier's logits are (N, classes)"
         _same_shape(y, name, (len(logits), *logits.shape[2:]), logits, hint)
         bad, void = (y < 0) | (y >= classes), ""
         if logits.dim() == 4:

@@ -205,3 +205,35 @@ def test_training() -> None:
         loss = fa.training.Madry(attack)(net, x, y)
         torch.testing.assert_close(loss, objective(net(attack(net, x, y)), y).mean())
         loss.backward()
+
+
+@pytest.mark.parametrize("objective", PIXELWISE, ids=str)
+def test_no_samples(objective: Objective) -> None:
+    z, y = maps()
+    loss, grad, fooled = objective.head(z[:0], *objective.prepare(z[:0], y[:0]))
+    assert (loss.shape, grad.shape, fooled.shape) == ((0,), (0, C, H, W), (0,))
+    assert objective(z[:0], y[:0]).shape == (0,)
+
+
+def test_compiled() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, C, 1)).eval()
+    x = torch.rand(N, 3, 16, 16, generator=seeded(2))
+    y = net(x).argmax(1)
+    attack, fast = fa.bim(fa.Linf(0.1)), fa.compile(net)
+    assert_in_ball(attack(fast, x, y), x, 0.1, "linf")
+    loss, other = (fa.cross_entropy(net(attack(m, x, y)), y) for m in (net, fast))
+    torch.testing.assert_close(loss, other, rtol=1e-2, atol=1e-3)
+
+
+def test_what_takes_no_maps() -> None:
+    net, x, _ = scenes()
+    for call in (
+        lambda: fa.deepfool()(net, x),
+        lambda: fa.universal.moosavi(fa.Linf(0.1), net, [x]),
+        lambda: fa.pgd(fa.Linf(0.1), objective=fa.kl)(net, x),
+        lambda: fa.universal.gradient(fa.bim(fa.Linf(0.1)), net, [x], target=1),
+    ):
+        with pytest.raises(ValueError, match=r"must be \(4, 6, 7\)|classes\).*got \(4, 5, 6, 7\)"):
+            call()

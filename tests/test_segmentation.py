@@ -259,3 +259,13 @@ def test_mistakes(change: dict[str, Any], error: type[Exception], message: str) 
         segmentation(given.pop("ball"), given.pop("model"), given.pop("loader"), **given)
     with pytest.raises(ValueError, match="`weight` must be in"):
         fa.universal.Remove(1, 1.5)
+
+
+def test_gradient_takes_segmentation_too() -> None:
+    """Untargeted and with every pixel in it, both ascend the mean cross-entropy."""
+    model, x = net().eval(), scenes()
+    y = checkerboard().expand(N, H, W)
+    attack = fa.bim(BALL, RADIUS / 10)
+    other = fa.universal.gradient(attack, model, [(x, y)], 20)
+    mine = segmentation(BALL, model, [(x, y)], steps=20, confidence=None)
+    torch.testing.assert_close(mine.delta, other.delta)
