@@ -18,6 +18,7 @@ from fastadv.objectives import (
     dlr,
     kl,
     margin,
+    pixels,
 )
 from fastadv.ops import backend
 from fastadv.perturbation import Perturbation
@@ -63,6 +64,7 @@ __all__ = [
     "numpy",
     "ops",
     "pgd",
+    "pixels",
     "training",
     "universal",
     "verify",

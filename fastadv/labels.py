@@ -1,4 +1,5 @@
-"""What y is, and how a prediction is read off the logits: a class, yes or no, or probabilities.
+"""What y is, and how a prediction is read off the logits: a class (of a sample, or of each pixel),
+yes or no, or probabilities.
 
 Each kind checks labels, predicts them where y is None, prepares them for the fused head, and says
 which samples are fooled. Only the faults are ever read from the device, and only before a loop.
@@ -21,39 +22,64 @@ Fault = tuple[Tensor, Callable[[], str]]
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """y (N,): integers in [0, C). Fooled: predicts another class; targeted: predicts the target."""
+    """y (N,): integers in [0, C). Fooled: predicts another class; targeted: predicts the target.
+
+    Of segmentation's logits (N, C, H, W), y (N, H, W): integers in [0, C), or `ignore_index` at the
+    pixels that count for nothing (255, since uint8 label maps cannot hold torch's -100). Fooled: at
+    least `share` of the pixels that count are wrong; targeted: predict the target. A sample that
+    has none is never fooled.
+    """
+
+    ignore_index: int = 255
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"`share` of the pixels must be in (0, 1], got {self.share}")
 
     def check_logits(self, logits: Tensor) -> None:
-        if logits.dim() == 2:
+        if logits.dim() in (2, 4):
             return
-        hint = ""
-        if logits.dim() == 4:
-            hint = ": logits of segmentation, (N, C, H, W), are not supported yet"
-        elif logits.dim() == 1:
-            hint = ": one logit a sample goes with binary_cross_entropy"
-        raise ValueError(f"`model(x)` must be (N, classes), got {text(logits.shape)}{hint}")
+        hint = ": one logit a sample goes with binary_cross_entropy" if logits.dim() == 1 else ""
+        raise ValueError(
+            f"`model(x)` must be (N, classes) or (N, classes, H, W), got {text(logits.shape)}{hint}"
+        )
 
     def faults(self, logits: Tensor, y: Tensor, name: str) -> Iterator[Fault]:
-        samples, classes = logits.shape
+        classes = logits.shape[1]
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             hint = ": probabilities go with kl" if y.shape == logits.shape else ""
             hint = _one_hot_hint(y, name, logits) or hint
             raise TypeError(f"`{name}` must be integers (class labels), got {_name(y)}{hint}")
-        _same_shape(y, name, (samples,), logits, _one_hot_hint(y, name, logits))
-        bad = (y < 0) | (y >= classes)
-        yield bad.any(), lambda: f"`{name}` must be in [0, {classes}), got {_first(y, bad)}"
+        hint = _one_hot_hint(y, name, logits)
+        if logits.dim() == 4 and y.dim() == 1:
+            hint = ": one label a pixel; a classifier's logits are (N, classes)"
+        _same_shape(y, name, (len(logits), *logits.shape[2:]), logits, hint)
+        bad, void = (y < 0) | (y >= classes), ""
+        if logits.dim() == 4:
+            bad, void = bad & self.counted(y), f" or {self.ignore_index} (ignored)"
+        yield bad.any(), lambda: f"`{name}` must be in [0, {classes}){void}, got {_first(y, bad)}"
 
-    def prediction(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,)
+    def counted(self, y: Tensor) -> Tensor:  # (N, H, W) -> (N, H, W) bool
+        """The pixels that count."""
+        return y.long() != self.ignore_index  # long: a uint8 takes -100 for 156
+
+    def prediction(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,), (N, C, H, W) -> (N, H, W)
         return logits.detach().argmax(1)
 
-    def predict(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,)
+    def predict(self, logits: Tensor) -> Tensor:  # as prediction
         return self.prediction(logits)
 
-    def prepare(self, logits: Tensor, y: Tensor) -> Tensor:  # (N,) -> (N,) int64
+    def prepare(self, logits: Tensor, y: Tensor) -> Tensor:  # -> int64
         return y.detach().long().contiguous()
 
-    def fooled(self, prediction: Tensor, y: Tensor, targeted: bool) -> Tensor:
-        return prediction == y if targeted else prediction != y
+    def fooled(self, prediction: Tensor, y: Tensor, targeted: bool) -> Tensor:  # -> (N,)
+        hits = prediction == y if targeted else prediction != y
+        if hits.dim() < 2:
+            return hits
+        counted = self.counted(y)
+        hit, total = (t.flatten(1).sum(1) for t in (hits & counted, counted))
+        return (hit >= self.share * total.double()) & (total > 0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +122,12 @@ class Probabilities:
     y's likeliest."""
 
     def check_logits(self, logits: Tensor) -> None:
-        ClassLabels().check_logits(logits)
+        if logits.dim() != 2:
+            hint = ": logits (N, C, H, W) go with cross_entropy, margin or dlr"
+            raise ValueError(
+                f"`model(x)` must be (N, classes), got {text(logits.shape)}"
+                + hint * (logits.dim() == 4)
+            )
 
     def faults(self, logits: Tensor, y: Tensor, name: str) -> Iterator[Fault]:
         if not y.is_floating_point():

@@ -11,6 +11,9 @@ p = softmax(z), z the logits. `targeted` is an objective's own targeted form, ma
 differentiable torch here, computed in float32 for half precision, and has a fused head with the
 same loss and gradient. Wherever an objective is taken, so is any callable: see as_objective.
 
+cross_entropy, margin and dlr take segmentation's logits (N, C, H, W) with y (N, H, W) as well: a
+sample's loss is then the mean over its pixels that count (ClassLabels; `pixels` sets which).
+
 At the edges: the first of equal logits takes the gradient; a logit of -inf is a class of
 probability 0; NaN or +inf gives a NaN cross-entropy and kl, as in torch.
 """
@@ -18,13 +21,13 @@ probability 0; NaN or +inf gives a NaN cross-entropy and kl, as in torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv import ops, reference_head
+from fastadv import _pixels, ops, reference_head
 from fastadv._checks import text
 from fastadv.labels import BinaryLabels, ClassLabels, Fault, Labels, Probabilities
 from fastadv.reference import compute_dtype
@@ -63,7 +66,7 @@ class Objective:
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:  # -> (N,)
         """The loss of each sample, to be maximised."""
-        return self._one_a_sample(logits, self.fn(logits, y))
+        return self._loss(self.fn, logits, y)
 
     def targeted(self, logits: Tensor, target: Tensor, y: Tensor | None = None) -> Tensor:  # (N,)
         """The targeted form, to be maximised. The targeted dlr needs y as well."""
@@ -71,7 +74,7 @@ class Objective:
             return -self(logits, target)
         if y is None:
             raise ValueError(f"`y` must be given: the targeted {self} compares it with the target")
-        return self._one_a_sample(logits, self.targeted_fn(logits, target, y))
+        return self._loss(self.targeted_fn, logits, target, y)
 
     def prediction(self, logits: Tensor) -> Tensor:
         """What the model says: classes (N,), or one bool a label, shaped like the logits."""
@@ -100,12 +103,8 @@ class Objective:
         if y is None and (target is None or self.targeted_needs_y):
             raise ValueError(f"`y` must be given for the objective {self}")
         z = logits.detach()
-        faults: list[Fault] = [
-            (
-                (z.isnan() | z.isposinf()).any(),
-                lambda: "`model(x)` must be numbers, got NaN or +inf",
-            )
-        ]
+        bad = (z.isnan() | z.isposinf()).any()
+        faults: list[Fault] = [(bad, lambda: "`model(x)` must be numbers, got NaN or +inf")]
         for name, labels in (("y", y), ("target", target)):
             if labels is not None:
                 if labels.device != z.device:
@@ -114,10 +113,9 @@ class Objective:
                     )
                 faults.extend(self.labels.faults(z, labels, name))
         wrong = torch.stack([fault for fault, _ in faults]).tolist()
-        for _, sentence in (
-            fault for fault, is_wrong in zip(faults, wrong, strict=True) if is_wrong
-        ):
-            raise ValueError(sentence())
+        for (_, sentence), is_wrong in zip(faults, wrong, strict=True):
+            if is_wrong:
+                raise ValueError(sentence())
 
     def prepare(
         self, logits: Tensor, y: Tensor | None, target: Tensor | None = None
@@ -143,13 +141,38 @@ class Objective:
         if self.head_number is None:
             loss, grad = self._differentiate(logits, y, target)
             return loss, grad, self.fooled(self.prediction(logits), labels, targeted)
-        z = logits if logits.dim() == 2 else logits[:, None]
-        if targeted and self.targeted_needs_y:
-            assert y is not None
-            loss, grad, prediction = ops.head(z, y, target, self.head_number, True)
+        first, second = (y, target) if targeted and self.targeted_needs_y else (labels, None)
+        assert first is not None
+        if (kind := self._of_pixels(logits)) is not None:
+            counted = kind.counted(first)
+            counted = counted if second is None else counted & kind.counted(second)
+            number = self.head_number
+            loss, grad, prediction = _pixels.head(logits, first, second, counted, number, targeted)
         else:
-            loss, grad, prediction = ops.head(z, labels, None, self.head_number, targeted)
-        return loss, grad.view(logits.shape), self.fooled(prediction, labels, targeted)
+            z = logits if logits.dim() == 2 else logits[:, None]
+            loss, grad, prediction = ops.head(z, first, second, self.head_number, targeted)
+            grad = grad.view(logits.shape)
+        return loss, grad, self.fooled(prediction, labels, targeted)
+
+    def _of_pixels(self, logits: Tensor) -> ClassLabels | None:
+        """The labels, where the loss is the mean over pixels: a callable takes maps as they are."""
+        own = self.head_number is not None and logits.dim() == 4
+        return self.labels if own and isinstance(self.labels, ClassLabels) else None
+
+    def _loss(self, fn: Callable[..., Tensor], logits: Tensor, *labels: Tensor) -> Tensor:  # (N,)
+        """fn's, one a sample: of maps the mean over the pixels."""
+        kind = self._of_pixels(logits)
+        if kind is None:
+            loss = fn(logits, *labels)
+        else:
+            counted = torch.stack([kind.counted(y) for y in labels]).all(0)
+            loss = _pixels.loss(fn, logits, labels, counted)
+        if loss.shape != logits.shape[:1]:
+            raise ValueError(
+                f"the objective {self} must return one loss a sample, {text(logits.shape[:1])}, "
+                f"got {text(loss.shape)}: a torch loss does so with reduction='none'"
+            )
+        return loss
 
     def _differentiate(
         self, logits: Tensor, y: Tensor | None, target: Tensor | None
@@ -174,14 +197,6 @@ class Objective:
             kind = "targeted " if targeted else ""
             raise ValueError(f"the {kind}{self} needs {least} classes or more, got {classes}{hint}")
 
-    def _one_a_sample(self, logits: Tensor, loss: Tensor) -> Tensor:
-        if loss.shape != logits.shape[:1]:
-            raise ValueError(
-                f"the objective {self} must return one loss a sample, {text(logits.shape[:1])}, "
-                f"got {text(loss.shape)}: a torch loss does so with reduction='none'"
-            )
-        return loss
-
 
 ObjectiveLike = Objective | Loss
 
@@ -197,6 +212,22 @@ def as_objective(fn: ObjectiveLike) -> Objective:
     if not callable(fn):
         raise TypeError(f"`objective` must be callable, (logits, y) -> (N,), got {fn!r}")
     return Objective(getattr(fn, "__name__", type(fn).__name__), fn)
+
+
+def pixels(
+    objective: Objective | None = None, *, ignore_index: int = 255, share: float = 0.5
+) -> Objective:
+    """cross_entropy (None), margin or dlr of segmentation's pixels.
+
+    ignore_index: the label of pixels that count for nothing; it may be one of the classes.
+    share: fooled is at least that share of the counted pixels wrong; targeted: as the target.
+    Raises ValueError for another objective, and a share outside (0, 1].
+    """
+    base = cross_entropy if objective is None else objective
+    if not isinstance(base, Objective) or base.head_number is None or base.labels != _CLASS_LABELS:
+        raise ValueError(f"`objective` must be cross_entropy, margin or dlr, got {base!r}")
+    name = f"{base.name}(ignore_index={ignore_index}, share={share:g})"
+    return replace(base, name=name, labels=ClassLabels(ignore_index, share))
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

@@ -62,8 +62,14 @@ class Problem:
 
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """(loss (N,), fooled (N,)) at x_adv: one forward."""
-        loss, _, fooled = self._head(output(self.model, x_adv.clone()))  # it may write on that too
+        loss, fooled, _ = self.judge(x_adv)
         return loss, fooled
+
+    def judge(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss (N,), fooled (N,), logits) at x_adv: one forward."""
+        logits = output(self.model, x_adv.clone())  # it may write on that too
+        loss, _, fooled = self._head(logits)
+        return loss, fooled, logits.detach()
 
     def take(self, index: Tensor) -> Problem:
         """The problem of the samples `index` alone, (M,) of int64."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastadv import _checks, ops
 from fastadv.balls import Ball, require_ball
+from fastadv.confusion import Confusion, confusion
 from fastadv.model import Model, crafting
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem
@@ -18,11 +19,15 @@ from fastadv.reference import box, compute_dtype, flat
 
 @dataclass(frozen=True)
 class Verdict:
-    """fooled: (N,) bool. distance: (N,) float64, ||x_adv - x||. feasible: (N,) bool."""
+    """fooled: (N,) bool. distance: (N,) float64, ||x_adv - x||. feasible: (N,) bool.
+
+    confusion: of segmentation, at every feasible x_adv: with its pixel accuracy and mIoU.
+    """
 
     fooled: Tensor
     distance: Tensor
     feasible: Tensor
+    confusion: Confusion | None = None
 
     @property
     def robust_accuracy(self) -> float:
@@ -66,9 +71,11 @@ def verify(
     judge = _in_float32(model) if wide != x.dtype else model
     with torch.no_grad(), crafting(judge, "eval"):
         problem = Problem(judge, as_objective(objective), ball, x, limit, y, target)
-        _, fooled = problem.score(x_adv.detach().to(wide, copy=True))  # a model may write on it
+        _, fooled, logits = problem.judge(x_adv.detach().to(wide))
     problem.raise_if_nan()
-    return Verdict(fooled, distance, feasible)
+    assert problem.y is not None
+    counts = confusion(problem.objective, logits, problem.y, feasible)
+    return Verdict(fooled, distance, feasible, counts)
 
 
 def _in_float32(model: Model) -> Model:

@@ -186,7 +186,8 @@ RUNS: dict[str, tuple[Make, type[Exception], str]] = {
         lambda: PGD(lambda x: MODEL(x)[:2], X, Y), ValueError, r"`model\(x\)` must have one row a",
     ),
     "a model of images": (
-        lambda: PGD(lambda x: x[:, :, None, None], X, Y), ValueError, r"`model\(x\)` must be \(N,",
+        lambda: PGD(lambda x: x[:, :, None, None], X, Y), ValueError,
+        r"`y` must be \(5, 1, 1\) to go with .*, got \(5,\): .* classifier's logits are \(N, class",
     ),
     "a model without gradient": (
         lambda: PGD(lambda x: MODEL(x).detach(), X, Y), ValueError, "`model` must be differentiabl",

@@ -10,11 +10,21 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fastadv.attack import Attack
+from fastadv.confusion import Confusion
 from fastadv.evaluation.names import label
 from fastadv.evaluation.report import Report, share
-from fastadv.evaluation.scores import Adversary, Clean, Scores, clean, craft, objective_of, score
+from fastadv.evaluation.scores import (
+    Adversary,
+    Clean,
+    Scores,
+    clean,
+    craft,
+    objective_of,
+    score,
+    total,
+)
 from fastadv.model import Model
-from fastadv.objectives import cross_entropy
+from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.perturbation import Perturbation
 from fastadv.rules import Rule
 
@@ -28,6 +38,7 @@ def evaluate(
     attacks: Adversaries = (),
     *,
     seed: int = 0,
+    objective: ObjectiveLike = cross_entropy,
     progress: bool = False,
 ) -> Report:
     """Accuracy of `model` on x, under each attack, and under the worst of them sample by sample.
@@ -37,22 +48,30 @@ def evaluate(
     of labels. Every x_adv is re-scored by `model` itself in eval mode (fa.verify), never by what
     the attack reports.
     seed: of the random starts, which depend on it and the sample's index, not on the batches.
+    objective: what judges Perturbations, as in fa.pixels(ignore_index=11); Attacks bring their own.
+
+    Of segmentation an image is wrong where the objective's share of its pixels is (fa.pixels), and
+    the report has pixel accuracy and mIoU besides.
 
     Raises ValueError for an empty loader, TypeError for batches that are not (x, y), and what the
     attacks raise.
     """
     adversaries = _named(attacks)
-    kind = objective_of(next(iter(adversaries.values()))) if adversaries else cross_entropy
+    kind = as_objective(objective)
+    if adversaries:
+        kind = objective_of(next(iter(adversaries.values())), kind)
     wrong: list[Tensor] = []
+    matrices: list[Confusion | None] = []
     parts: dict[str, list[Scores]] = {name: [] for name in adversaries}
     for x, y, offset in _batches(model, loader, progress):
         before = clean(model, x, y, kind)
         wrong.append(before.wrong)
+        matrices.append(before.confusion)
         for name, adversary in adversaries.items():
-            parts[name].append(_attacked(adversary, model, x, y, before, seed, offset))
+            parts[name].append(_attacked(adversary, model, x, y, before, seed, offset, kind))
     mistakes = torch.cat(wrong)
     scores = {name: (adversaries[name], Scores.join(part)) for name, part in parts.items()}
-    return Report.of(mistakes, scores, seed, len(mistakes))
+    return Report.of(mistakes, scores, seed, len(mistakes), pixels=total(matrices))
 
 
 def accuracy_by_radius(
@@ -99,9 +118,10 @@ def _attacked(
     before: Clean,
     seed: int,
     offset: int,
+    objective: ObjectiveLike = cross_entropy,
 ) -> Scores:
     x_adv, forwards, seconds = craft(adversary, model, x, y, seed=seed, offset=offset)
-    scores = score(adversary, model, x, x_adv, y, before)
+    scores = score(adversary, model, x, x_adv, y, before, objective=objective)
     return replace(scores, seconds=seconds, forwards=forwards)
 
 

@@ -13,11 +13,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastadv.confusion import Confusion
 from fastadv.evaluation.environment import environment
 from fastadv.evaluation.scores import Scores
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+@dataclass(frozen=True)
+class PixelReport:
+    """Of segmentation's counted pixels: the share right, and intersection over union by class and
+    its mean over those that occur (None: none does)."""
+
+    accuracy: float | None
+    miou: float | None
+    iou: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, confusion: Confusion | None) -> PixelReport | None:
+        """None of None."""
+        if confusion is None:
+            return None
+        return cls(confusion.pixel_accuracy, confusion.miou, confusion.iou)
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class AttackReport:
     mean_distance, max_distance: of ||x_adv - x|| over all samples, in the norm of the ball.
     infeasible: samples that left the ball or the box; they count as not fooled.
     seconds, forwards: to craft; forwards counts samples put through the model.
+    pixels: segmentation's at x_adv; an infeasible one is replaced by x.
     """
 
     name: str
@@ -42,6 +61,7 @@ class AttackReport:
     infeasible: int
     seconds: float
     forwards: int
+    pixels: PixelReport | None = None
 
     @classmethod
     def of(
@@ -64,6 +84,7 @@ class AttackReport:
             infeasible=int((~scores.feasible).sum()),
             seconds=scores.seconds,
             forwards=scores.forwards,
+            pixels=PixelReport.of(scores.confusion) if labelled else None,
         )
 
 
@@ -73,6 +94,7 @@ class Report:
 
     clean_accuracy: on x itself. worst_case_accuracy: the share of samples right on x and under
     every attack. Both are None without labels. environment: versions, backend, processor, threads.
+    clean_pixels: segmentation's on x itself.
     """
 
     samples: int
@@ -81,6 +103,7 @@ class Report:
     attacks: tuple[AttackReport, ...]
     seed: int
     environment: Mapping[str, str | int] = field(default_factory=environment)
+    clean_pixels: PixelReport | None = None
 
     @classmethod
     def of(
@@ -90,6 +113,7 @@ class Report:
         seed: int,
         samples: int,
         targeted: bool = False,
+        pixels: Confusion | None = None,  # of x itself
     ) -> Report:
         """The report of per-sample scores."""
         labelled = wrong is not None
@@ -103,11 +127,17 @@ class Report:
             worst_case_accuracy=None if worst is None else 1 - share(worst),
             attacks=tuple(rows),
             seed=seed,
+            clean_pixels=PixelReport.of(pixels) if labelled else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: numbers, strings, lists, dictionaries."""
+        """Plain values: numbers, strings, lists, dictionaries; pixels only of segmentation."""
         plain = asdict(self)
+        for part, name in ((plain, "clean_pixels"), *((row, "pixels") for row in plain["attacks"])):
+            if part[name] is None:
+                del part[name]
+            else:
+                part[name]["iou"] = list(part[name]["iou"])
         return plain | {"attacks": list(plain["attacks"]), "environment": dict(self.environment)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -150,23 +180,27 @@ def _table(report: Report) -> Table:
     from rich import box
     from rich.table import Table
 
+    pixels = report.clean_pixels is not None
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{report.samples} samples, seed {report.seed}",
         caption="fooling: predictions that change; mean, max: of ||x_adv - x||\n"
-        f"backend {report.environment['backend']}",
+        + "accuracy, fooling: of images, by the share of their pixels\n" * pixels
+        + f"backend {report.environment['backend']}",
         title_justify="left",
         caption_justify="left",
     )
     labelled = report.clean_accuracy is not None
     targeted = any(row.target_rate is not None for row in report.attacks)
-    columns = ["accuracy"] * labelled + ["fooling"] + ["target"] * targeted
+    columns = (
+        ["accuracy"] * labelled + ["pixels", "mIoU"] * pixels + ["fooling"] + ["target"] * targeted
+    )
     columns += ["mean", "max", "forwards", "seconds"]
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     if labelled:
-        table.add_row("clean", percent(report.clean_accuracy))
+        table.add_row("clean", percent(report.clean_accuracy), *_pixels(report.clean_pixels))
     for row in report.attacks:
         table.add_row(*_cells(row, labelled, targeted))
     if labelled and len(report.attacks) > 1:
@@ -175,8 +209,13 @@ def _table(report: Report) -> Table:
     return table
 
 
+def _pixels(report: PixelReport | None) -> list[str]:
+    return [] if report is None else [percent(report.accuracy), percent(report.miou)]
+
+
 def _cells(row: AttackReport, labelled: bool, targeted: bool) -> Sequence[str]:
-    rates = [percent(row.robust_accuracy)] * labelled + [percent(row.fooling_rate)]
+    rates = [percent(row.robust_accuracy)] * labelled + _pixels(row.pixels)
+    rates += [percent(row.fooling_rate)]
     rates += [percent(row.target_rate)] * targeted
     costs = [f"{row.mean_distance:.4g}", f"{row.max_distance:.4g}", f"{row.forwards:,}"]
     left = f" ({row.infeasible} infeasible)" if row.infeasible else ""

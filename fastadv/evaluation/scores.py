@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from fastadv.attack import Attack
+from fastadv.confusion import Confusion, confusion
+from fastadv.labels import ClassLabels
 from fastadv.model import Model, crafting
 from fastadv.objectives import Objective, ObjectiveLike, as_objective, cross_entropy
 from fastadv.perturbation import Perturbation
@@ -27,6 +30,7 @@ class Scores:
     the one at x (fooling, as Moosavi-Dezfooli et al. 1610.08401 count it). success: (N,) bool,
     wrong, or with a target: predicted as the target. feasible: (N,) bool. distance: (N,) float64.
     seconds: to craft. forwards: samples put through the model to craft.
+    confusion: segmentation's, with x in place of an infeasible x_adv.
     """
 
     wrong: Tensor
@@ -36,6 +40,7 @@ class Scores:
     distance: Tensor
     seconds: float = 0.0
     forwards: int = 0
+    confusion: Confusion | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Scores]) -> Scores:
@@ -52,15 +57,26 @@ class Scores:
             distance=column("distance"),
             seconds=sum(part.seconds for part in parts),
             forwards=sum(part.forwards for part in parts),
+            confusion=total(part.confusion for part in parts),
         )
 
 
 @dataclass(frozen=True)
 class Clean:
-    """What the model makes of x itself: its `prediction`, as y is given, and `wrong` (N,) bool."""
+    """What the model makes of x itself: its `prediction`, as y is given, and `wrong` (N,) bool.
+
+    confusion: segmentation's.
+    """
 
     prediction: Tensor
     wrong: Tensor
+    confusion: Confusion | None = None
+
+
+def total(parts: Iterable[Confusion | None]) -> Confusion | None:
+    """The sum of those that are there."""
+    there = [part for part in parts if part is not None]
+    return reduce(Confusion.__add__, there) if there else None
 
 
 def clean(model: Model, x: Tensor, y: Tensor | None, objective: ObjectiveLike) -> Clean:
@@ -74,7 +90,7 @@ def clean(model: Model, x: Tensor, y: Tensor | None, objective: ObjectiveLike) -
         labels, _ = kind.prepare(logits, given)
         assert labels is not None
         wrong = kind.fooled(kind.prediction(logits), labels)
-    return Clean(prediction, wrong.cpu())
+    return Clean(prediction, wrong.cpu(), confusion(kind, logits, labels))
 
 
 def craft(
@@ -109,19 +125,28 @@ def score(
     before: Clean,
     *,
     target: Tensor | None = None,
+    objective: ObjectiveLike = cross_entropy,
 ) -> Scores:
-    """Re-scores x_adv with `model` (fa.verify): nothing is taken from what the attack reported."""
-    ball, kind = adversary.ball, objective_of(adversary)
+    """Re-scores x_adv with `model` (fa.verify): nothing is taken from what the attack reported.
+
+    objective: what judges a Perturbation.
+    """
+    ball, kind = adversary.ball, objective_of(adversary, objective)
 
     def fooled(labels: Tensor, goal: Tensor | None = None) -> Scores:
         verdict = verify(model, x, x_adv, labels, ball, target=goal, objective=kind)
         counts = (verdict.fooled & verdict.feasible).cpu()
-        return Scores(counts, counts, counts, verdict.feasible.cpu(), verdict.distance.cpu())
+        matrix = verdict.confusion
+        if matrix is not None and isinstance(kind.labels, ClassLabels):
+            counted = kind.labels.counted(labels) & ~verdict.feasible[:, None, None]
+            matrix += Confusion.of(before.prediction, labels, counted, len(matrix.counts))
+        feasible, distance = verdict.feasible.cpu(), verdict.distance.cpu()
+        return Scores(counts, counts, counts, feasible, distance, confusion=matrix)
 
     scores = replace(fooled(y), changed=fooled(before.prediction).wrong)
     return scores if target is None else replace(scores, success=fooled(y, target).wrong)
 
 
-def objective_of(adversary: Adversary) -> Objective:
-    """What says when a model is fooled."""
-    return as_objective(adversary.objective if isinstance(adversary, Attack) else cross_entropy)
+def objective_of(adversary: Adversary, default: ObjectiveLike = cross_entropy) -> Objective:
+    """What says when a model is fooled: an Attack's own, for a Perturbation `default`."""
+    return as_objective(adversary.objective if isinstance(adversary, Attack) else default)

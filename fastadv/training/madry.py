@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from fastadv.attack import Attack, require_attack
+from fastadv.labels import ClassLabels
 from fastadv.model import Model
 from fastadv.objectives import (
     Objective,
@@ -23,7 +24,10 @@ def training_loss(attack: Attack, loss: ObjectiveLike | None) -> Objective:
     if loss is not None:
         return as_objective(loss)
     own = as_objective(attack.objective)
-    return own if own in (binary_cross_entropy, kl) else cross_entropy
+    if own in (binary_cross_entropy, kl):
+        return own
+    same = isinstance(own.labels, ClassLabels)  # the pixels that count
+    return replace(cross_entropy, labels=own.labels) if same else cross_entropy
 
 
 @dataclass(frozen=True)
