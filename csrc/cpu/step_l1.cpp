@@ -260,7 +260,7 @@ void write(T* x_adv, const Elements<C>& elements, const Direction<C>& direction,
     store(placed, place_towards<T>(v, origin, lower, upper));
     const int64_t used = (i + kLanes<T> <= elements.count) ? kLanes<T> : elements.count - i;
     for (int64_t lane = 0; lane < used; ++lane) {
-      x_adv[bit_cast<Int<C>>(elements.index[i + lane])] = placed[lane];
+      x_adv[bit_cast<typename BitsOf<C>::Type>(elements.index[i + lane])] = placed[lane];
     }
   });
 }
