@@ -168,7 +168,7 @@ def test_an_interrupt_from_the_keyboard(here: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "fastadv", *BASE, *LINF, "--batch-size", "2"],
         env=os.environ | {"SECONDS": "0.05"}, stderr=subprocess.PIPE, text=True, cwd=here,
-        # A shell starts what it puts in the background with interrupts ignored, and that is inherited.
+        # A shell starts what it puts in the background with interrupts ignored: that is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
