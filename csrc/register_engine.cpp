@@ -166,6 +166,11 @@ void direct(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
     STD_TORCH_CHECK(
         kernel[axis] > 0 && stride[axis] > 0 && padding[axis] >= 0 && dilation[axis] > 0,
         "`kernel`, `stride` and `dilation` must be positive, and `padding` not negative");
+    STD_TORCH_CHECK(
+        kernel[axis] <= fastadv::kDirectTaps && stride[axis] <= fastadv::kDirectPhases &&
+            padding[axis] < (int64_t(1) << 31) && dilation[axis] < (int64_t(1) << 31),
+        "`kernel` must have at most 64 taps and `stride` at most 16 phases, and `padding` and "
+        "`dilation` must be below 2^31");
     const int64_t seen = in + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1;
     STD_TORCH_CHECK(seen >= 0 && out == seen / stride[axis] + 1,
                     "`x` and `y` must have the sizes of a convolution and its output");

@@ -48,7 +48,11 @@ def project_linf(
     v: Tensor, x: Tensor, radius: Tensor, lower: Tensor, upper: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """The point of `dtype` nearest to v in {|. - x| <= radius} and the box."""
+    most = torch.finfo(x.dtype).max  # a sum beyond the numbers is rounded towards x too
+    finite = torch.isfinite(x) & torch.isfinite(radius)
     low, high = add_towards(x, -radius.expand_as(x)), add_towards(x, radius.expand_as(x))
+    low = torch.where(finite, low.clamp(min=-most), low)
+    high = torch.where(finite, high.clamp(max=most), high)
     v = clamp(clamp(v, low, high), lower, upper)
     nearest = v.to(dtype)
     value = nearest.to(v.dtype)

@@ -108,7 +108,7 @@ def _residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if user is None or user.target is not ADD or user.kwargs or len(user.args) != 2:
         return None
     other = user.args[1] if user.args[0] is node else user.args[0]
-    like, term = value(user), value(other)
+    like, term = value(node), value(other)
     if not isinstance(other, fx.Node) or not is_channels_last(term):
         return None
     return (user, other) if term.shape == like.shape else None

@@ -163,3 +163,33 @@ def test_a_model_with_strides() -> None:
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
     if fa.backend().is_native:
         assert str(fast.report()).count(" direct ") == 4
+
+
+class Broadcast(nn.Module):
+    """x + conv(x), where the convolution gives one channel, or one pixel."""
+
+    def __init__(self, pixel: bool) -> None:
+        super().__init__()
+        self.pixel = pixel
+        self.first = nn.Conv2d(16, 16, 3, padding=1)
+        self.conv = nn.Conv2d(16, 16, 3, stride=2) if pixel else nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        return x + self.conv(F.adaptive_avg_pool2d(x, 3) if self.pixel else x)
+
+
+@pytest.mark.parametrize("pixel", [False, True])
+def test_a_sum_that_a_convolution_is_broadcast_into(pixel: bool) -> None:
+    model, x = Broadcast(pixel).eval(), images(3, 16, 12, 12).requires_grad_()
+    (found,) = torch.autograd.grad(fa.compile(model)(x).square().sum(), x)
+    (exact,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
+def test_numbers_whose_product_overflows_raise() -> None:
+    k, x = 1 << 32, torch.rand(1, 1, 1, 16)
+    pairs = [[k, k], [k, k], [k // 2, k // 2], [1, 1]]
+    with pytest.raises(RuntimeError, match="at most 64 taps"):
+        ops.direct_(x.clone(), None, x, torch.zeros(0), None, None, None, *pairs, False, False)
