@@ -29,6 +29,13 @@ def _attack(ball: Ball, rule: Rule | Auto, steps: int, options: dict[str, Any]) 
     return Attack(ball, rule, steps, **options)
 
 
+def _size(step_size: StepSize | None, ball: Ball, steps: int, lengths: float) -> StepSize:
+    """None: what goes `lengths` radii in all steps. Attack refuses steps that are no number."""
+    if step_size is not None:
+        return step_size
+    return lengths * require_ball(ball).radius / (max(steps, 1) if isinstance(steps, int) else 1)
+
+
 def fgsm(ball: Ball, **options: Any) -> Attack:
     """One steepest step of the radius from x (Goodfellow et al. 1412.6572; in l2 its analogue)."""
     return pgd(ball, require_ball(ball).radius, 1, **{"start": "zero"} | options)
@@ -44,8 +51,7 @@ def pgd(ball: Ball, step_size: StepSize | None = None, steps: int = 10, **option
 
     step_size: None is 2.5 * radius / steps, which can reach any point of the ball from any other.
     """
-    size = 2.5 * require_ball(ball).radius / max(steps, 1) if step_size is None else step_size
-    return _attack(ball, Steepest(size), steps, options)
+    return _attack(ball, Steepest(_size(step_size, ball, steps, 2.5)), steps, options)
 
 
 def mi_fgsm(
@@ -59,8 +65,12 @@ def mi_fgsm(
 
     step_size: None is radius / steps.
     """
-    size = require_ball(ball).radius / max(steps, 1) if step_size is None else step_size
-    return _attack(ball, Momentum(size, decay), steps, {"start": "zero"} | options)
+    return _attack(
+        ball,
+        Momentum(_size(step_size, ball, steps, 1.0), decay),
+        steps,
+        {"start": "zero"} | options,
+    )
 
 
 def apgd(ball: Ball, steps: int = 100, rho: float = 0.75, **options: Any) -> Attack:

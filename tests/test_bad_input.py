@@ -57,8 +57,7 @@ VALUES: dict[str, tuple[Make, type[Exception], str]] = {
 }  # fmt: skip
 for bad in (-1, 2.5, 2.0, NAN, INF, "10", None):
     VALUES[f"steps {bad}"] = (
-        lambda bad=bad: fa.pgd(LINF, 0.1, steps=bad) if isinstance(bad, (int, float))
-        else fa.Attack(LINF, fa.Steepest(0.1), bad),
+        lambda bad=bad: fa.pgd(LINF, steps=bad),
         ValueError, "`steps` must be a whole number from 0, got",
     )  # fmt: skip
     VALUES[f"restarts {bad}"] = (

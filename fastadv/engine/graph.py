@@ -77,6 +77,18 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 and users[0].args.count(node) == 1 else None
 
 
+def residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(the sum, the other term) if all that reads a node is the sum with a tensor of its shape."""
+    user = only_user(node)
+    if user is None or user.target is not ADD or user.kwargs or len(user.args) != 2:
+        return None
+    other = user.args[1] if user.args[0] is node else user.args[0]
+    like, term = value(node), value(other)
+    if not isinstance(other, fx.Node) or not is_channels_last(term):
+        return None
+    return (user, other) if term.shape == like.shape else None
+
+
 def drop_detaches(graph: fx.Graph) -> None:
     """Autograd's detach() is nothing in a graph that is run without autograd."""
     for node in graph.nodes:

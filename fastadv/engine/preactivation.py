@@ -11,7 +11,6 @@ from torch import fx
 
 from fastadv.engine import calls, weights
 from fastadv.engine.graph import (
-    ADD,
     NORM_BACKWARD,
     RELU,
     RELU_BACKWARD,
@@ -20,6 +19,7 @@ from fastadv.engine.graph import (
     is_weight,
     item,
     only_user,
+    residual_after,
     signs_of,
     value,
 )
@@ -69,7 +69,7 @@ def _fits(norm: fx.Node, relu: fx.Node) -> bool:
             return False
         if node.args[7] or list(node.args[9]) != [True, False, False]:  # type: ignore[arg-type]
             return False
-    return all(user.target is not RELU_BACKWARD or user.users for user in relu.users)
+    return True
 
 
 def _rectify(norm: fx.Node, relu: fx.Node) -> None:
@@ -84,12 +84,10 @@ def _rectify(norm: fx.Node, relu: fx.Node) -> None:
     for node in _gradients(norm):
         masked = node.args[0]
         assert isinstance(masked, fx.Node)
-        last, residual = item(node, 0), None
-        total = only_user(last)
-        if total is not None and total.target is ADD and not total.kwargs:
-            other = total.args[1] if total.args[0] is last else total.args[0]
-            if is_channels_last(value(other)) and value(other).shape == value(last).shape:
-                last, residual = total, other
+        last = item(node, 0)
+        residual: fx.Node | None = None
+        if found := residual_after(last):
+            last, residual = found
         args = (masked.args[0], scale, residual, signs)
         last.replace_all_uses_with(insert(last, calls.norm_masked, args, value(last), node))
     relu.replace_all_uses_with(rectified, delete_user_cb=lambda n: n.target is not RELU_BACKWARD)

@@ -28,6 +28,7 @@ from fastadv.engine.graph import (
     item,
     only_user,
     relax_views,
+    residual_after,
     signs_of,
     value,
 )  # fmt: skip
@@ -102,23 +103,11 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
     return place
 
 
-def _residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """(the sum, the other term) if all that reads a node is the sum with a tensor of its shape."""
-    user = only_user(node)
-    if user is None or user.target is not ADD or user.kwargs or len(user.args) != 2:
-        return None
-    other = user.args[1] if user.args[0] is node else user.args[0]
-    like, term = value(node), value(other)
-    if not isinstance(other, fx.Node) or not is_channels_last(term):
-        return None
-    return (user, other) if term.shape == like.shape else None
-
-
 def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
     """Puts the kernel in the place of a convolution and what it fuses; says what that was."""
     x, _, bias, _, padding = conv.args[:5]
     y, last, residual, fused = value(conv), conv, None, ""
-    found = _residual_after(conv)
+    found = residual_after(conv)
     if found:
         last, residual = found
         fused += " + residual"
@@ -177,7 +166,7 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
         return Row(name, f"gradient {shape}", "ATen", why)
     packed = _packed(node, kernel, bfloat16)
     residual, mask, last, fused = None, None, result, ""
-    found = _residual_after(last)
+    found = residual_after(last)
     if found:
         last, residual = found
         fused += " + residual"
