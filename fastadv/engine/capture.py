@@ -49,7 +49,7 @@ class Compiled(nn.Module):
         self._lock = RLock()
         self._variants: dict[Hashable, Callable[[nn.Module, Tensor], Any]] = {}
         self._graphs: dict[str, tuple[Row, ...]] = {}
-        self._bypass = _why_bypass(module)
+        self._bypass = _why_bypass(module, precision)
         self._plain: set[Hashable] = set()  # the variants that save less than a call costs
         self._plans = Plans(module, precision, self._weights)
         self._static_batch = False
@@ -116,7 +116,7 @@ class Compiled(nn.Module):
         variant = self._variants.get(key)
         if variant is not None:
             with _limits():
-                return variant(self.module, self._marked(x))
+                return variant(self.module, self._given(x))
         try:
             return self._compile(key, x)
         except torch._dynamo.exc.UserError:
@@ -133,6 +133,9 @@ class Compiled(nn.Module):
         grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
         return x.stride()[1:], number, tuple(x.shape[1:]), x.dtype, x.device, modes, cast, grad
 
+    def _given(self, x: Tensor) -> Tensor:
+        return self._marked(x.permute(0, 2, 3, 1) if _is_gray(x) else x)
+
     def _marked(self, x: Tensor) -> Tensor:
         """x, of which only the batch's size may differ in a variant."""
         x = x.view_as(x)
@@ -145,10 +148,10 @@ class Compiled(nn.Module):
         from fastadv.engine.backend import Compiler
 
         compiler = Compiler(self._weights, backend().is_native, self._plans.bfloat16)
-        variant: Callable[..., Any] = torch.compile(_fresh_run(), backend=compiler)
+        variant: Callable[..., Any] = torch.compile(_fresh_run(_is_gray(x)), backend=compiler)
         with _limits():
-            y = variant(self.module, self._marked(x))
-        name, saved = self._name(x, compiler.graphs), compiler.saving * len(x)
+            y = variant(self.module, self._given(x))
+        name, saved = self._name(x, compiler.graphs), compiler.saving
         cost = worth.GRAPH * compiler.graphs + worth.LAYER * len(compiler.rows)
         self._variants[key] = variant
         if saved < cost:
@@ -180,11 +183,15 @@ class Compiled(nn.Module):
         return tree_map(guard, y)
 
 
-def _fresh_run() -> Callable[[nn.Module, Tensor], Any]:
-    """module(x), of a code of its own: Dynamo keeps what it compiled with it, and counts it."""
+def _fresh_run(rows: bool = False) -> Callable[[nn.Module, Tensor], Any]:
+    """module(x), of a code of its own: Dynamo keeps what it compiled with it, and counts it.
+
+    rows: of x (N, H, W, C). Dynamo takes images of one channel for contiguous ones, whatever their
+    strides, and what follows would be laid out as they are.
+    """
 
     def run(module: nn.Module, x: Tensor) -> Any:
-        return module(x)
+        return module(x.permute(0, 3, 1, 2) if rows else x)
 
     run.__code__ = run.__code__.replace(co_name=f"fastadv_run_{next(_numbers)}")
     return run
@@ -197,10 +204,10 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
     to 15, and of 16 and more, and for each dtype, image size, mode and grad mode. Parameters and
     buffers are read at each forward, whoever wrote them; they get no gradient, and no statistic of
     a batch norm changes. A batch norm in eval mode is folded into its convolution. What gains
-    nothing, a model without 3x3 convolutions, on another device, or so small that a compiled call
+    nothing, a model without convolutions, on another device, or so small that a compiled call
     costs more than it saves, runs as plain torch.
-    precision: of the products. "bfloat16" serves the 3x3 convolutions, their gradients, and dense
-    stacks: factors are rounded, sums are float32, and so are the activations. It needs AVX-512
+    precision: of the products. "bfloat16" serves convolutions and linear layers, and their
+    gradients: factors are rounded, sums are float32, and so are the activations. It needs AVX-512
     BF16: without it float32 serves, with a warning. `report()` says what it serves. Judge examples
     by the model itself, as fa.verify does.
     report: print what serves each layer whenever something is compiled.
@@ -216,7 +223,7 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
         return model
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    require_precision(precision, model, convolves=_why_bypass(model) is None)
+    require_precision(precision, _why_bypass(model, precision))
     return Compiled(model, report, precision)
 
 
@@ -227,13 +234,14 @@ def _limits() -> Iterator[None]:
         yield
 
 
-def _why_bypass(model: nn.Module) -> str | None:
+def _why_bypass(model: nn.Module, precision: str) -> str | None:
     """Why nothing of a model is worth compiling, or None."""
-    kernels = [p for p in model.parameters() if p.dim() == 4 and tuple(p.shape[2:]) == (3, 3)]
+    dims = (2, 4) if precision == "bfloat16" else (4,)  # linear layers gain in bfloat16 alone
+    kernels = [p for p in model.parameters() if p.dim() in dims]
     if not kernels:
-        return "it has no 3x3 convolution, and nothing else would change"
+        return "it has no 2d convolution, and nothing else would change"
     if sum(p.numel() for p in kernels) < 512:
-        return "its convolutions are too small"
+        return "its layers are too small"
     return None
 
 
@@ -247,6 +255,10 @@ def _batch_class(size: int) -> int:
 
 def _is_image(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_floating_point()
+
+
+def _is_gray(x: Tensor) -> bool:
+    return _is_image(x) and x.shape[1] == 1
 
 
 def _in_format_of(x: Tensor, y: Any) -> Any:

@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from fastadv.engine.calls import winograd_weights
+from fastadv.engine.calls import linear_weights, winograd_weights
 from fastadv.engine.reference_direct import direct_weights
 
 State = tuple[int, int, tuple[int, ...], int]  # data_ptr, _version, shape, fingerprint
@@ -46,7 +46,7 @@ def scaled(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 FUNCTIONS: tuple[Callable[..., Tensor], ...] = (
-    norm_scale, norm_shift, scaled, winograd_weights, direct_weights,
+    norm_scale, norm_shift, scaled, winograd_weights, direct_weights, linear_weights,
 )  # fmt: skip
 
 
