@@ -17,6 +17,7 @@ from fastadv.engine.dense import Layers
 from fastadv.engine.dense_plan import Climb, Plans, require_precision
 from fastadv.engine.loans import detached, quiet
 from fastadv.engine.report import Report, Row
+from fastadv.engine.reshaped import Reshaped
 from fastadv.engine.weights import Weights
 from fastadv.ops import backend
 
@@ -230,18 +231,20 @@ def compile(model: nn.Module, precision: str = "float32", report: bool = False) 
 @contextmanager
 def _limits() -> Iterator[None]:
     """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence."""
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet:
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet, Reshaped():
         yield
 
 
 def _why_bypass(model: nn.Module, precision: str) -> str | None:
     """Why nothing of a model is worth compiling, or None."""
-    dims = (2, 4) if precision == "bfloat16" else (4,)  # linear layers gain in bfloat16 alone
-    kernels = [p for p in model.parameters() if p.dim() in dims]
-    if not kernels:
+    if precision == "bfloat16":
+        served = any(p.dim() in (2, 4) for p in model.parameters())
+        return None if served else "it has no convolution and no linear layer"
+    kernels = [p for p in model.parameters() if p.dim() == 4]
+    if not kernels:  # linear layers gain a few percent, and a call costs as much
         return "it has no 2d convolution, and nothing else would change"
     if sum(p.numel() for p in kernels) < 512:
-        return "its layers are too small"
+        return "its convolutions are too small"
     return None
 
 
@@ -283,7 +286,8 @@ class _ChannelsLast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous() if ctx.contiguous else grad
+        # Of one channel many strides are contiguous: those of a flat tensor's view are x's.
+        return grad.contiguous().flatten().view_as(grad) if ctx.contiguous else grad
 
 
 class _NoGradient(torch.autograd.Function):

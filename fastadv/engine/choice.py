@@ -83,7 +83,7 @@ def _why_not_winograd(conv: fx.Node) -> str | None:
         return f"stride {list(stride)}, dilation {list(dilation)}"
     if padding not in ((0, 0), (1, 1), (2, 2)):
         return f"padding {list(padding)}"
-    if (few := min(x.shape[1], y.shape[1])) < 8:
+    if (few := (y if is_gradient(conv) else x).shape[1]) < 8:
         return f"{few} channels are too few for a transform"
     return _waste(y, x.shape[1] * y.shape[1])
 

@@ -94,15 +94,16 @@ def gradient_tail(
     gradient: fx.Node,
 ) -> tuple[fx.Node, fx.Node | None, fx.Node | None, str]:
     """(the last node, residual, mask, their names): what a gradient takes into its own pass."""
-    last, residual, mask, fused = gradient, None, None, ""
+    last, residual, fused = gradient, None, ""
     if found := residual_after(last):
         last, residual = found
         fused += " + residual"
     user = only_user(last)
     if user is not None and user.target is calls.masked and user.args[:2] == (last, None):
-        last, mask = user, user.args[2]  # type: ignore[assignment]
-        fused += " + mask"
-    return last, residual, mask, fused
+        mask = user.args[2]
+        assert isinstance(mask, fx.Node)
+        return user, residual, mask, fused + " + mask"
+    return last, residual, None, fused
 
 
 def drop_detaches(graph: fx.Graph) -> None:

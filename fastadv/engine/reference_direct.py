@@ -29,9 +29,9 @@ def direct_weights(
     """scale * weight in the order of direct.cpp, or, for the gradient, of fold.cpp."""
     w = weight.detach() if scale is None else weight.detach() * scale[:, None, None, None]
     if gradient:  # rows (taps, channels), depth K
-        parts = [part.permute(2, 3, 1, 0).flatten(0, 2) for part in w.split(CHANNELS, 1)]
+        parts = [part.permute(2, 3, 1, 0).flatten(0, 2) for part in torch.split(w, CHANNELS, 1)]
     else:  # rows K, depth (taps, channels)
-        parts = list(w.permute(0, 2, 3, 1).flatten(1).split(DEPTH, 1))
+        parts = list(torch.split(w.permute(0, 2, 3, 1).flatten(1), DEPTH, 1))
     packed = torch.cat([_pack(part, 2 if bfloat16 else 1) for part in parts])
     return packed.bfloat16() if bfloat16 else packed
 

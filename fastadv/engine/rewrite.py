@@ -124,19 +124,19 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
         fused += " + residual"
     user = only_user(last)
     packed = _packed(conv, kernel, bfloat16)
-    direct, outputs = kernel == DIRECT, y.shape[1]
+    direct, given = kernel == DIRECT, (x, packed, bias, residual)
     run: Callable[..., Any]
-    size, geometry = tuple(y.shape[2:]), geometry_of(conv)
-    if user is not None and user.target is RELU:
-        place: tuple[Any, ...] = (size, geometry) if direct else (padding[0],)  # type: ignore[index]
-        run = calls.convolve_relu_directly if direct else calls.convolve_relu
-        with_signs = (x, packed, bias, residual, outputs, *place)
-        _replace_relu(user, insert(user, run, with_signs, (y, signs_of(y)), conv))
-        return fused + " + relu"
+    place: tuple[Any, ...]
     if direct:
-        run, args = calls.convolve_directly, (x, packed, bias, residual, outputs, size, geometry)
+        place = y.shape[1], tuple(y.shape[2:]), geometry_of(conv)
     else:
-        run, args = calls.convolve, (x, packed, bias, residual, None, outputs, padding[0])  # type: ignore[index]
+        place = y.shape[1], padding[0]  # type: ignore[index]
+    if user is not None and user.target is RELU:
+        run = calls.convolve_relu_directly if direct else calls.convolve_relu
+        _replace_relu(user, insert(user, run, (*given, *place), (y, signs_of(y)), conv))
+        return fused + " + relu"
+    run = calls.convolve_directly if direct else calls.convolve
+    args = (*given, *place) if direct else (*given, None, *place)
     last.replace_all_uses_with(insert(last, run, args, y, conv))
     return fused
 
