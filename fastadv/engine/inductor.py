@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -72,5 +72,4 @@ def inner(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     options = {"triton.cudagraphs": False}
-    compiled: Callable[..., Any] = compile_fx(graph, inputs, config_patches=options)
-    return compiled
+    return cast(Callable[..., Any], compile_fx(graph, inputs, config_patches=options))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -99,10 +99,9 @@ class Program:
         for flag in (self.k, self.bad, self.done):
             flag.zero_()
 
-    def capture(self, graphs: Graphs) -> None:
+    def capture(self, graphs: Graphs, model: nn.Module) -> None:
         """Rehearses the step and captures it. Raises CannotCapture where that cannot be."""
         state = dict(self.state)
-        model = cast(nn.Module, self.problem.model)
         before = _buffers(model)
         try:
             for _ in range(REHEARSALS):
@@ -145,7 +144,7 @@ class Replays:
         self._graphs: dict[torch.device, Graphs] = {}
         self._refused: dict[Key, str] = {}
         self._lock = RLock()
-        self._met: dict[Key, set[int]] = {}  # the sizes of batches
+        self._met: dict[Key, set[Hashable]] = {}  # the sizes of batches
 
     def plan(self, attack: Attack, problem: Problem) -> Climb | None:
         """x_adv to the attack's last iterate by replays; None: it goes step by step.
@@ -155,16 +154,19 @@ class Replays:
         Raises RuntimeError where graph=True and it cannot be captured.
         """
         with self._lock:
-            return self._plan(attack, problem, self._key(attack, problem))
+            what = self._what(attack, problem)
+            return self._plan(attack, problem, what, (what, self._where()))
 
-    def _plan(self, attack: Attack, problem: Problem, key: Key) -> Climb | None:
-        why = _why_not(attack) or self._refused.get(key)
+    def _plan(self, attack: Attack, problem: Problem, what: Key, key: Key) -> Climb | None:
+        why = _why_not(attack) or self._refused.get(what)
         if self.wanted is False:
             why = "graph=False"
-        elif why is None and not self._due(key, len(problem.x)):
+        elif why is None and not self._due(what):
             why = "its batch has this size for the first time"
         elif why is None and key not in self._programs:
             why = self._capture(attack, problem, key)
+            if why is not None:
+                self._refused[what] = why
         if why is None:
             size = "x".join(map(str, problem.x.shape))
             self.notes = [f"the last attack replayed a captured step, for x of {size}"]
@@ -190,9 +192,8 @@ class Replays:
         random, saved = graphs.random_state(), _buffers(self._module, copied=True)
         try:
             program = Program(attack, problem, _first(problem))
-            program.capture(graphs)
+            program.capture(graphs, self._module)
         except CannotCapture as error:
-            self._refused[key] = str(error)
             if not self.wanted:
                 warnings.warn(
                     f"the attack's step cannot be captured in a CUDA graph, and goes step by step: "
@@ -209,23 +210,27 @@ class Replays:
             self._programs.popitem(last=False)
         return None
 
-    def _due(self, key: Key, size: int) -> bool:
+    def _due(self, what: Key) -> bool:
         """Whether a batch of this size is to be captured now."""
-        sizes = self._met.setdefault(key[1:], set())
+        size, *rest = what
+        sizes = self._met.setdefault(tuple(rest), set())
         due = self.wanted is True or not sizes or size in sizes
         sizes.add(size)
         return due
 
-    def _key(self, attack: Attack, problem: Problem) -> Key:
+    def _what(self, attack: Attack, problem: Problem) -> Key:
         """What a captured step depends on; first the batch's size."""
         x, radius = problem.x, problem.radius
-        tensors = (*self._module.parameters(), *self._module.buffers())
         return (
             len(x), replace(attack, start="zero", restarts=1), x.shape[1:], x.stride()[1:],
             x.dtype, x.device, radius.dim(), problem.y is None, problem.target is None,
-            tuple(module.training for module in self._module.modules()),
-            tuple(t.data_ptr() for t in tensors), self._copies.pointers, _settings(),
+            tuple(module.training for module in self._module.modules()), _settings(),
         )  # fmt: skip
+
+    def _where(self) -> Key:
+        """The memory that a captured step reads the model from."""
+        tensors = (*self._module.parameters(), *self._module.buffers())
+        return *(t.data_ptr() for t in tensors), *self._copies.pointers
 
     def _on(self, device: torch.device) -> Graphs:
         if device not in self._graphs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,20 +14,21 @@ from torch._dynamo.backends.debugging import aot_eager
 from fastadv.engine import cuda_graph, inductor
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeGraphs]]:
-    """The graphs that were made, in order. The graphs of AOTAutograd run op by op."""
+@contextmanager
+def standing_in() -> Iterator[list[FakeGraphs]]:
+    """Gives the graphs that are made, in order. The graphs of AOTAutograd run op by op."""
     made: list[FakeGraphs] = []
 
     def make(device: torch.device) -> FakeGraphs:
         made.append(FakeGraphs(device))
         return made[-1]
 
-    monkeypatch.setattr(inductor, "SERVES", {"cpu"})
-    monkeypatch.setattr(inductor, "inner", aot_eager)
-    monkeypatch.setattr(inductor, "why_plain", lambda: None)
-    monkeypatch.setitem(cuda_graph.GRAPHS, "cpu", make)
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inductor, "SERVES", {"cpu"})
+        patch.setattr(inductor, "inner", aot_eager)
+        patch.setattr(inductor, "why_plain", lambda: None)
+        patch.setitem(cuda_graph.GRAPHS, "cpu", make)
+        yield made
 
 
 def small_net(seed: int = 0) -> nn.Module:
