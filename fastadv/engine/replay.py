@@ -105,7 +105,9 @@ class Program:
         before = _buffers(model)
         try:
             for _ in range(REHEARSALS):
+                self.k.zero_()  # the table ends with the attack
                 graphs.rehearse(self.step)
+            self.k.zero_()
             self.replay = graphs.capture(self.step)
         except RuntimeError as error:
             raise CannotCapture(str(error).split("\n")[0]) from error
