@@ -5,7 +5,8 @@ _build.json; where this one has none and another has, the other serves."""
 from __future__ import annotations
 
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 
@@ -26,3 +27,27 @@ def package_path(path: list[str]) -> list[str]:
 
 def _built(place: str) -> bool:
     return (Path(place) / "_build.json").is_file()
+
+
+class _Checkout:
+    """Finds fastadv.kernels in a checkout, where it stands beside fastadv/ and not in it."""
+
+    def __init__(self, kernels: Path) -> None:
+        self.kernels = kernels
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != "fastadv.kernels":
+            return None
+        start = self.kernels / "__init__.py"
+        return spec_from_file_location(name, start, submodule_search_locations=[str(start.parent)])
+
+
+def find_kernels(path: list[str]) -> None:
+    """Lets `import fastadv.kernels` find them where `path` is a checkout's fastadv/.
+
+    Before all other finders: an editable install of another checkout knows other kernels.
+    """
+    package = Path(path[0]).resolve()
+    kernels = package.parent / "kernels"
+    if not (package / "kernels").exists() and (package.parent / "setup.py").is_file():
+        sys.meta_path.insert(0, _Checkout(kernels))
