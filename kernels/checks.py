@@ -34,7 +34,7 @@ def floating(t: Tensor, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """(N, *shape) in the order of memory: element k of a sample has channel k // inner % channels."""
+    """(N, *shape) in memory order: element k of a sample is of channel k // inner % channels."""
 
     samples: int
     size: int

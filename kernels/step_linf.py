@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from fastadv.kernels.arithmetic import project_linf, sign
 from fastadv.kernels.layout import box_at, load, sample_values
 
