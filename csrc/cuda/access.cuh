@@ -1,6 +1,7 @@
-// How a thread reaches memory: 16 bytes at a time, in vectors that are counted from the start of the
-// whole tensor, so that they are aligned wherever a sample starts, and only a sample's first and
-// last vector may be its own in part. Those are taken element by element, and read as zero outside.
+// How a thread reaches memory: 16 bytes at a time, in vectors that are counted from the start of
+// the whole tensor, so that they are aligned wherever a sample starts, and only a sample's first
+// and last vector may be its own in part. Those are taken element by element, and read as zero
+// outside.
 #pragma once
 
 #include "device.cuh"

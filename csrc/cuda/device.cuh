@@ -26,8 +26,11 @@ template <class... P, class... A>
 void launch(void (*kernel)(P...), const char* name, int64_t blocks, int threads, Stream stream,
             A... args) {
   if (blocks > INT_MAX) throw std::runtime_error(std::string(name) + ": the batch is too large");
-  kernel<<<dim3(unsigned(blocks)), dim3(unsigned(threads)), 0, stream>>>(args...);
-  const cudaError_t error = cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(threads));
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
   }

@@ -1,8 +1,8 @@
 // Logits to loss, gradient of the logits of the summed loss, and prediction. What the heads define,
 // at every edge, stands in fastadv/reference_head.py.
 //
-// A warp has a row of up to about 1000 classes and holds it in registers: 4 B read and 4 B written a
-// logit in fp32, once (bce and kl read 4 more, for y). A longer row is a block's, which reads it
+// A warp has a row of up to about 1000 classes and holds it in registers: 4 B read and 4 B written
+// a logit in fp32, once (bce and kl read 4 more, for y). A longer row is a block's, which reads it
 // twice, 8 B; the largest logit and the sums relative to it are found in one pass (largest.cuh).
 #pragma once
 
@@ -57,9 +57,7 @@ class Row {
       store(grad_, place, grad);
     });
   }
-  FASTADV_DEVICE C logit(int c) const {
-    return c < 0 ? C(0) : number(logits_[span_.begin + c]);
-  }
+  FASTADV_DEVICE C logit(int c) const { return c < 0 ? C(0) : number(logits_[span_.begin + c]); }
   FASTADV_DEVICE int64_t begin() const { return span_.begin; }
 
  private:
@@ -185,8 +183,7 @@ FASTADV_DEVICE Outcome<C> dlr(const R& row, int y, int target) {
   top = over_team<kTeam>(top, Add());
   const bool valid = y >= 0 && (!kTargeted || target >= 0);
   const int other = kTargeted ? target : (top.index[0] != y ? top.index[0] : top.index[1]);
-  const C above = kTargeted ? row.logit(target)
-                            : (top.index[0] != y ? top.value[0] : top.value[1]);
+  const C above = kTargeted ? row.logit(target) : (top.index[0] != y ? top.value[0] : top.value[1]);
   const C spread = top.value[0] - (top.value[2] + top.value[kKept - 1]) * C(.5);
   const C divisor = spread == 0 ? C(1) : spread, slope = C(1) / divisor;
   const C loss = (above - row.logit(y)) / divisor;

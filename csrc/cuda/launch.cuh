@@ -47,20 +47,18 @@ constexpr int kReadingThreads = 512;
 
 using SampleKernel = void (*)(const StepArgs args, bool aligned, bool each);
 
-template <class T>
+template <class T, int kThreads, int kHeld>
 void launch_sample(const char* name, SampleKernel holding, SampleKernel reading,
                    const StepArgs& args, Stream stream) {
-  constexpr int64_t kMost = kHoldingThreads<T> * kHeldVectors<T>;
   const auto fits = [&](bool aligned) {
-    return most_vectors<T>(args.samples, args.size, aligned) <= kMost;
+    return most_vectors<T>(args.samples, args.size, aligned) <= kThreads * kHeld;
   };
   bool aligned = are_aligned(args.x_adv, args.grad, args.x);
   const bool held = fits(aligned) || fits(false);
   // The sizes of 4090 to 4095 that start inside a vector: element by element, but once.
   if (held && !fits(aligned)) aligned = false;
-  launch(held ? holding : reading, name, args.samples,
-         held ? kHoldingThreads<T> : kReadingThreads, stream, args, aligned,
-         has_box_each(args.box));
+  launch(held ? holding : reading, name, args.samples, held ? kThreads : kReadingThreads, stream,
+         args, aligned, has_box_each(args.box));
 }
 
 }  // namespace fastadv::cuda

@@ -11,9 +11,10 @@ void step(const StepArgs& args, Stream stream) {
   if (args.size > UINT32_MAX) {  // elements are counted in 32 bits
     throw std::runtime_error("step_l1: a sample must have fewer than 2^32 elements");
   }
-  constexpr int kThreads = kHoldingThreads<T>, kHeld = kHeldVectors<T>;
-  launch_sample<T>("step_l1", step_l1<T, G, kHasX, kThreads, kHeld>,
-                   step_l1<T, G, kHasX, kReadingThreads, 0>, args, stream);
+  // Half as many float64 numbers: 4096, and what is computed of them, would spill.
+  constexpr int kThreads = 256, kHeld = sizeof(T) == 2 ? 2 : 4;
+  launch_sample<T, kThreads, kHeld>("step_l1", step_l1<T, G, kHasX, kThreads, kHeld>,
+                                    step_l1<T, G, kHasX, kReadingThreads, 0>, args, stream);
 }
 
 }  // namespace

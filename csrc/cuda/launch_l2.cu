@@ -7,8 +7,8 @@ namespace {
 template <class T, class G, bool kHasX>
 void step(const StepArgs& args, Stream stream) {
   constexpr int kThreads = kHoldingThreads<T>, kHeld = kHeldVectors<T>;
-  launch_sample<T>("step_l2", step_l2<T, G, kHasX, kThreads, kHeld>,
-                   step_l2<T, G, kHasX, kReadingThreads, 0>, args, stream);
+  launch_sample<T, kThreads, kHeld>("step_l2", step_l2<T, G, kHasX, kThreads, kHeld>,
+                                    step_l2<T, G, kHasX, kReadingThreads, 0>, args, stream);
 }
 
 }  // namespace

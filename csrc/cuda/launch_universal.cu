@@ -63,9 +63,8 @@ const void* direction_of(const UniversalArgs& args, char* workspace, Stream stre
 
 int64_t universal_workspace(DType dtype, int64_t samples, int64_t size) {
   int64_t bytes = 0;
-  with_dtype(dtype, [&](auto type) {
-    bytes = Room<typename decltype(type)::type>(samples, size).end;
-  });
+  with_dtype(dtype,
+             [&](auto type) { bytes = Room<typename decltype(type)::type>(samples, size).end; });
   return bytes;
 }
 

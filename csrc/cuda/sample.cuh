@@ -1,6 +1,6 @@
 // A sample as the threads of one block see it: thread t has the vectors t, t + kThreads, ... It is
-// held in registers, kHeld vectors a thread, so that each pass over it but the first costs no memory
-// access; or (kHeld = 0) it is read again by each pass.
+// held in registers, kHeld vectors a thread, so that each pass over it but the first costs no
+// memory access; or (kHeld = 0) it is read again by each pass.
 #pragma once
 
 #include "access.cuh"

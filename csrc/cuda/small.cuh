@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kSmallThreads)
   const Words words =
       philox(args.seed, uint32_t(word), args.stream, uint64_t(args.offset + sample));
   const int high = left < kLanes<C> ? int(left) : kLanes<C>;
-  store(static_cast<C*>(args.out), Place{sample * args.size + at, 0, high,
-                                         aligned && high == kLanes<C>},
+  store(static_cast<C*>(args.out),
+        Place{sample * args.size + at, 0, high, aligned && high == kLanes<C>},
         unit_of(words, C(0)));
 }
 

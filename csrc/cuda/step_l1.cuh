@@ -130,7 +130,7 @@ FASTADV_DEVICE double largest_move(const S& sample, const Direction<C>& directio
 }
 
 template <class T, class G, bool kHasX, int kThreads, int kHeld>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     step_l1(const StepArgs args, bool aligned, bool each) {
   using C = Compute<T>;
   const int64_t index = blockIdx.x;

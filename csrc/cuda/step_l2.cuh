@@ -47,7 +47,7 @@ FASTADV_DEVICE Moments moments_of(const S& sample, const Unit<C>& unit) {
 }
 
 template <class T, class G, bool kHasX, int kThreads, int kHeld>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     step_l2(const StepArgs args, bool aligned, bool each) {
   using C = Compute<T>;
   const int64_t index = blockIdx.x;

@@ -1,5 +1,6 @@
-// Reductions over the threads that share a sample: a warp, or a block. Every thread gets the result,
-// and it has the same bits in every run: partial results meet in a fixed order, without atomics.
+// Reductions over the threads that share a sample: a warp, or a block. Every thread gets the
+// result, and it has the same bits in every run: partial results meet in a fixed order, without
+// atomics.
 #pragma once
 
 #include "device.cuh"

@@ -66,8 +66,7 @@ __global__ void __launch_bounds__(kUniversalThreads)
 // Every block adds up the norms itself, 8 B for 128 columns.
 template <class C>
 __global__ void __launch_bounds__(kUniversalThreads)
-    gather_momentum(C* velocity, const C* sum, const double* norms, int64_t size,
-                    double momentum) {
+    gather_momentum(C* velocity, const C* sum, const double* norms, int64_t size, double momentum) {
   double norm = 0;
   for (int64_t i = threadIdx.x; i < gridDim.x; i += kUniversalThreads) norm += norms[i];
   norm = over_block<kUniversalThreads>(norm, Add());
