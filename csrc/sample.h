@@ -58,6 +58,9 @@ struct Moments {
   FASTADV_FN bool tell(double step) const {
     return after(step) > 1e-3 * (dd + step * step * gg) || !(dd > 0);
   }
+  FASTADV_FN Moments operator+(const Moments& other) const {
+    return {dd + other.dd, dg + other.dg, gg + other.gg};
+  }
 };
 
 // l1: how many of a sample's largest |grad| move.
@@ -83,6 +86,9 @@ FASTADV_FN C cap_of(C u, C origin, C lower, C upper) {
 struct Left {
   double sum;
   int64_t falling;
+  FASTADV_FN Left operator+(const Left& other) const {
+    return {sum + other.sum, falling + other.falling};
+  }
 };
 
 // l1: the threshold t that leaves a sum just under `radius`, and never above it, of a sample of

@@ -14,10 +14,6 @@
 
 namespace fastadv::cuda {
 
-FASTADV_DEVICE Left operator+(const Left& a, const Left& b) {
-  return {a.sum + b.sum, a.falling + b.falling};
-}
-
 // |grad|'s bits: they are ordered as the numbers, and NaN is the largest.
 template <class G>
 struct Key {

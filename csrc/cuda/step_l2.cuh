@@ -13,10 +13,6 @@
 
 namespace fastadv::cuda {
 
-FASTADV_DEVICE Moments operator+(const Moments& a, const Moments& b) {
-  return {a.dd + b.dd, a.dg + b.dg, a.gg + b.gg};
-}
-
 // A gradient whose squares leave the numbers is taken in units of its largest element.
 template <class C>
 struct Unit {
