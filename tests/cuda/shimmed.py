@@ -39,7 +39,7 @@ SANITIZERS = {
 }
 
 
-class Found(Exception):  # noqa: N818 - it is no error of the test: a bug was found
+class Found(Exception):
     """A sanitizer, or the shim itself, stopped a kernel; the message is its report."""
 
 
