@@ -1,4 +1,4 @@
-"""How Dynamo is given a model: a function for each variant, a limit that raises, views that hold."""
+"""How Dynamo is given a model: a function a variant, a limit that raises, and views that hold."""
 
 from __future__ import annotations
 
