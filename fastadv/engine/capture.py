@@ -23,7 +23,6 @@ from fastadv.engine.formats import (
     is_gray,
     is_image,
 )
-from fastadv.engine.halves import Halves
 from fastadv.engine.loans import Lend, alias, detached
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
@@ -66,7 +65,7 @@ class Compiled(Steady):
         self._variants: dict[Hashable, Callable[[nn.Module, Tensor], Any]] = {}
         self._graphs: dict[str, tuple[Row, ...]] = {}
         self._bypass = _why_bypass(module, precision)
-        self._halves: dict[Hashable, Halves] = {}  # of variants
+        self._compilers: dict[Hashable, Compiler | inductor.Inductor] = {}  # of the variants
         self._sure: dict[Hashable, bool] = {}  # whether a variant's guards held in this attack
         self._plain: set[Hashable] = set()  # the variants that save less than a call costs
         self._plans = Plans(module, precision, self._weights)
@@ -140,9 +139,8 @@ class Compiled(Steady):
                 self._sure[key] = False
                 with torch.enable_grad():
                     self._serve(x.repeat_interleave(rows, 0).requires_grad_())
-            if not self._sure.get(key) or key not in self._halves:
-                return None
-            return self._halves[key].vjp(self.module, x)
+            halves = self._compilers[key].halves if self._sure.get(key) else None
+            return None if halves is None else halves.vjp(self.module, x)
 
     def _read_graph(self, x: Tensor) -> Layers | str:
         from fastadv.engine.dense_graph import GraphReader
@@ -177,7 +175,10 @@ class Compiled(Steady):
             return not len(x) or inductor.why_plain() is not None
         if self._bypass or x.device.type != "cpu":
             return True
-        return bool(self._plain) and _without_layout(self._key(x)) in self._plain
+        if not self._plain or (key := _without_layout(self._key(x))) not in self._plain:
+            return False
+        # In an attack the calls that cost more are made once, and its other steps go without.
+        return not self._held or self._compilers[key].halves is None
 
     def _lender(self, x: Tensor) -> Lend:
         if not inductor.serves(x):
@@ -235,8 +236,7 @@ class Compiled(Steady):
         with limits():
             y = variant(self.module, self._given(x))
         self._variants[key] = variant
-        if compiler.halves is not None:
-            self._halves[_without_layout(key)] = compiler.halves
+        self._compilers[_without_layout(key)] = compiler
         self._sure[_without_layout(key)] = True
         name = self._name(x, compiler.graphs)
         cost = worth.GRAPH * compiler.graphs + worth.LAYER * len(compiler.rows)
