@@ -163,14 +163,23 @@ class _Runner:
         given = list(args)
         args.clear()
         with self.weights.lock:
-            tensors = {node: given[self.index[node]] for node in self.sources}
-            counts = {
-                node: self.weights.count(name, tensors[node]) for node, name in self.sources.items()
-            }
-            values: dict[fx.Node, Tensor] = dict(tensors)
-            for function in self.plan:
-                values[function.node] = function.value(self.weights, values, counts)
-        return self.module(*given, *(values[function.node] for function in self.plan))
+            held = self.weights.held
+            kept = held.get(self) if held is not None else None
+            if kept is None:
+                kept = self._values(given)
+                if held is not None:
+                    held[self] = kept
+        return self.module(*given, *kept)
+
+    def _values(self, given: list[Any]) -> list[Tensor]:
+        tensors = {node: given[self.index[node]] for node in self.sources}
+        counts = {
+            node: self.weights.count(name, tensors[node]) for node, name in self.sources.items()
+        }
+        values: dict[fx.Node, Tensor] = dict(tensors)
+        for function in self.plan:
+            values[function.node] = function.value(self.weights, values, counts)
+        return [values[function.node] for function in self.plan]
 
 
 class _Function:

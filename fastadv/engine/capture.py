@@ -111,7 +111,7 @@ class Compiled(Steady):
         """The weights stay as they are: what is computed from them alone is computed once."""
         with self._lock:
             if not self._held:
-                self._weights.confirmed = set()
+                self._weights.held = {}
                 self._sure.clear()
                 if any(map(inductor.serves, self.module.parameters())):
                     self._copies.refresh()
@@ -122,7 +122,7 @@ class Compiled(Steady):
             with self._lock:
                 self._held -= 1
                 if not self._held:
-                    self._weights.confirmed = None
+                    self._weights.held = None
 
     def vjp(self, x: Tensor, rows: int = 1, probe: bool = False) -> tuple[Tensor, Pull] | None:
         """(logits at x (N, *shape), their pullback) inside `held`, without Dynamo and autograd.
