@@ -88,3 +88,15 @@ def digest(size: int, itemsize: int) -> Tile:
     """Of a walk over one sample that keeps one int64 a lane."""
     block = min(max(power_of_two(size), 256), 8192 // itemsize)
     return Tile(block, max(block * itemsize // 1024, 1))
+
+
+PROGRAMS = 512  # that keep a device busy
+
+
+def batch(samples: int, size: int, itemsize: int) -> Walk:
+    """Of the sum over a batch: `share` samples each of `parts` programs a block of columns."""
+    tile = elementwise(itemsize)
+    blocks = -(-size // tile.block)
+    parts = max(min(PROGRAMS // blocks, 16, samples // 8), 1)
+    share = max(-(-samples // parts), 1)
+    return Walk(tile, max(-(-samples // share), 1), share)
