@@ -115,7 +115,7 @@ class _Arrays:
 
 def _bytes_of(array: np.ndarray | torch.Tensor) -> Array:
     if isinstance(array, torch.Tensor):
-        order = sorted(range(array.dim()), key=lambda i: -array.stride(i))  # channels_last is dense
+        order = sorted(range(array.dim()), key=array.stride, reverse=True)  # channels_last is dense
         dense = array.detach().permute(order)
         if not dense.is_contiguous():
             raise PtxError("a tensor must be dense")
