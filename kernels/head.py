@@ -67,6 +67,8 @@ def head(
     tile, unit = tiles.head(classes), tiles.unit(classes)
     grid = (triton.cdiv(samples, tile.rows),)
     options = {"UNIT": unit, "ROWS": tile.rows, "COLS": tile.columns, "num_warps": tile.warps}
+    if head in (CROSS_ENTROPY, KL):
+        options["LONG"] = tile.long
     with checks.current_device(logits):
         if head == DLR:
             aim = target if targeted else None
@@ -77,6 +79,6 @@ def head(
             sign = -1 if targeted else 1
             KERNELS[head][grid](
                 logits, y, loss, grad, prediction, samples, classes // unit, sign,
-                LONG=tile.long, **options, **EXACT,
+                **options, **EXACT,
             )  # fmt: skip
     return loss, grad, prediction

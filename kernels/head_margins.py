@@ -17,7 +17,7 @@ from fastadv.kernels.head_probabilities import load_logits
 @triton.jit(do_not_specialize=("samples", "units", "sign"))
 def binary_cross_entropy(
     logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
-    UNIT: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """sum of log(1 + exp(s)), s = (1 - 2 y) z, times `sign`. y: like the logits, 0 or 1."""
     C: tl.constexpr = loss.dtype.element_ty
@@ -118,7 +118,7 @@ def _put(
 @triton.jit(do_not_specialize=("samples", "units", "sign"))
 def margin(
     logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
-    UNIT: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """max_{j != y} z_j - z_y, times `sign`. y: (N,) int64."""
     C: tl.constexpr = loss.dtype.element_ty

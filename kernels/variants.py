@@ -293,6 +293,7 @@ def _head(dtype: str, classes: int, kernel: Any, aimed: bool) -> Variant:
             constants["target"] = None
     else:
         rest["sign"] = "i32"
+    if kernel in (cross_entropy, kl):
         constants["LONG"] = tile.long
     return Variant(
         f"{kernel.__name__}{'_targeted' if aimed else ''}.{dtype}.{classes}",
