@@ -94,7 +94,7 @@ def stored(path: Path = TABLE) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["variant"], row["arch"]): row for row in csv.DictReader(file)}
 
 
-def as_text(row: Row) -> dict[str, str]:
+def as_text(row: Row | roofline.Row) -> dict[str, str]:
     """A row as the CSV has it."""
     return {name: str(value) for name, value in asdict(row).items()}
 
