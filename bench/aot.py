@@ -60,6 +60,15 @@ def nvcc() -> str | None:
     )
 
 
+def nvcc_version() -> str:
+    """As in "nvcc 13.0"."""
+    compiler = nvcc()
+    if compiler is None:
+        raise FileNotFoundError("nvcc is not installed")
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    return "nvcc " + said.stdout.split("release ")[1].split(",")[0]
+
+
 def compile_cuda(source: Path, arch: int, kind: str, *options: str) -> Path:
     """A .cu file compiled to `kind`, "ptx" or "cubin", in build/cuda, anew where it is older."""
     compiler = nvcc()

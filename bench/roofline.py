@@ -95,12 +95,25 @@ def works() -> Iterator[Work]:
     yield _universal((64, 3, 32, 32))
     for classes in (10, 1000):
         yield _head((512, classes), 4)
+    step, loss = _step("linf", "fp32", small, (4, 3, 32, 32)), _head((512, 10), 4)
+    assert step.eager
+    assert loss.eager
+    yield Work("PGD step without the model", "fp32", small, step.counted,
+               _both(loss.ours, step.ours), _both(loss.eager, step.eager))  # fmt: skip
     x = torch.rand(2, 3, 32, 32)
     yield Work("digest", "fp32", (512, 3, 32, 32), tuple(x.shape), lambda: digest.digest(x), None)
     yield Work(
         "uniform", "fp32", (512, 3, 32, 32), tuple(x.shape), lambda: uniform.uniform(x, 1, 0, 0),
         lambda: torch.rand_like(x),
     )  # fmt: skip
+
+
+def _both(first: Call, second: Call) -> Call:
+    def call() -> None:
+        first()
+        second()
+
+    return call
 
 
 def _step(norm: str, dtype: str, shape: tuple[int, ...], counted: tuple[int, ...]) -> Work:

@@ -13,20 +13,34 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import triton
 from rich.console import Console
 from rich.table import Table
 
-from bench import roofline
+from bench import aot, roofline
 from bench.aot import ARCHES, code_of
-from bench.machine_code import Code
+from bench.machine_code import Code, read_cubin
 from bench.store import RESULTS
 from fastadv.kernels.variants import Variant, variants
 
 TABLE, ROOFLINE = RESULTS / "static.csv", RESULTS / "roofline.csv"
+CUDA = aot.ROOT / "tests" / "emulator" / "kernels.cu"  # csrc/cuda's templates, some of each
+CUDA_NAMES = {  # a part of a kernel's mangled name, and the threads of its blocks
+    "cuda.step_linf.fp32": ("step_linfIff", 256),
+    "cuda.step_linf.bf16": ("step_linfINS_8bfloat16E", 256),
+    "cuda.step_l2.fp32": ("step_l2IffLb1ELi256E", 256),
+    "cuda.step_l2.fp32.long": ("step_l2IffLb1ELi512E", 512),
+    "cuda.step_l1.fp32": ("step_l1IffLb1ELi256E", 256),
+    "cuda.step_l1.fp32.long": ("step_l1IffLb1ELi512E", 512),
+    "cuda.accumulate.fp32": ("accumulateIf", 128),
+    "cuda.digest.fp32": ("digestIf", 256),
+    "cuda.uniform.fp32": ("uniformIf", 256),
+    "cuda.cross_entropy.fp32": ("headILNS_4HeadE0ELb0EfLi32E", 128),
+    "cuda.cross_entropy.fp32.long": ("headILNS_4HeadE0ELb0EfLi512E", 512),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Row:
 
     variant: str
     arch: str
-    triton: str
+    compiler: str
     threads: int
     registers: int
     stack_bytes: int
@@ -50,12 +64,13 @@ class Row:
     barriers: int
 
 
-def row_of(variant: Variant, code: Code) -> Row:
-    element = code.bytes_of_tile / tile_of(variant) if tile_of(variant) else 0.0
+def row_of(code: Code, compiler: str, tile: int = 0) -> Row:
+    """`tile`: the elements of a program's one tile, where it has one."""
+    element = code.bytes_of_tile / tile if tile else 0.0
     return Row(
-        variant=variant.name,
+        variant=code.name,
         arch=code.arch if isinstance(code.arch, str) else f"sm_{code.arch}",
-        triton=triton.__version__,
+        compiler=compiler,
         threads=code.threads,
         registers=code.registers,
         stack_bytes=code.stack,
@@ -85,7 +100,22 @@ def _counts(counted: Counter[int] | Counter[str]) -> str:
 
 def rows(chosen: Iterable[Variant], arches: Sequence[int | str] = ARCHES) -> list[Row]:
     """The table of some variants."""
-    return [row_of(v, code_of(v, arch)) for v in chosen for arch in arches]
+    compiler = f"triton {triton.__version__}"
+    return [row_of(code_of(v, arch), compiler, tile_of(v)) for v in chosen for arch in arches]
+
+
+def cuda_rows(arches: Sequence[int | str]) -> list[Row]:
+    """The same of csrc/cuda, where nvcc is installed."""
+    if aot.nvcc() is None:
+        return []
+    found = []
+    for arch in (a for a in arches if isinstance(a, int)):
+        cubin = aot.compile_cuda(CUDA, arch, "cubin").read_bytes()
+        codes = read_cubin(cubin, arch, {})
+        for name, (part, threads) in CUDA_NAMES.items():
+            (code,) = [c for c in codes if part in c.name]
+            found.append(row_of(replace(code, name=name, threads=threads), aot.nvcc_version()))
+    return found
 
 
 def stored(path: Path = TABLE) -> dict[tuple[str, str], dict[str, str]]:
@@ -126,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     arches = [a if a.startswith("gfx") else int(a) for a in args.arch]
     table = rows([v for v in variants() if v.name.startswith(args.only)], arches)
+    table += [row for row in cuda_rows(arches) if row.variant.startswith(args.only)]
     counted = roofline.rows()
     show(table, "machine code, counted, not timed")
     show(counted, "launches and bytes by emulation; microseconds at a datasheet's bandwidth")

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-import triton
 
 from bench import aot, machine_code, peers, roofline, static
 from bench.trace import traced
-from fastadv.kernels.variants import Variant, variants
+from fastadv.kernels.variants import variants
 
 VARIANTS = {v.name: v for v in variants()}
 ARCHES = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
@@ -34,13 +33,14 @@ def table() -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_the_table_has_every_variant_on_every_architecture(table):
-    assert list(table) == [(name, arch) for name in VARIANTS for arch in ARCHES]
+    cuda = [(name, arch) for arch in ("sm_80", "sm_90", "sm_100") for name in static.CUDA_NAMES]
+    assert list(table) == [(name, arch) for name in VARIANTS for arch in ARCHES] + cuda
 
 
-def assert_row(stored: dict[str, str], variant: Variant, arch: int | str) -> None:
-    """Exact with the Triton that wrote the table; what no compiler may change with any."""
-    fresh = static.as_text(static.row_of(variant, aot.code_of(variant, arch)))
-    if stored["triton"] != triton.__version__:
+def assert_row(stored: dict[str, str], row: static.Row) -> None:
+    """Exact with the compiler that wrote the table; what no compiler may change with any."""
+    fresh = static.as_text(row)
+    if stored["compiler"] != fresh["compiler"]:
         kept = ("spills", "stack_bytes", "bytes_element")
         stored, fresh = ({k: row[k] for k in kept} for row in (stored, fresh))
     assert stored == fresh, "python -m bench.static --write"
@@ -48,14 +48,21 @@ def assert_row(stored: dict[str, str], variant: Variant, arch: int | str) -> Non
 
 @pytest.mark.parametrize(("name", "arch"), SOME)
 def test_a_fresh_compile_gives_the_table(table, name, arch):
-    assert_row(table[name, arch], VARIANTS[name], ARCHES[arch])
+    (row,) = static.rows([VARIANTS[name]], [ARCHES[arch]])
+    assert_row(table[name, arch], row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHES)
 def test_the_whole_table(table, arch):
-    for name, variant in VARIANTS.items():
-        assert_row(table[name, arch], variant, ARCHES[arch])
+    for row in static.rows(VARIANTS.values(), [ARCHES[arch]]):
+        assert_row(table[row.variant, arch], row)
+
+
+@pytest.mark.skipif(aot.nvcc() is None, reason="nvcc is not installed")
+def test_a_fresh_compile_of_csrc_cuda_gives_the_table(table):
+    for row in static.cuda_rows([90]):
+        assert_row(table[row.variant, row.arch], row)
 
 
 def test_no_kernel_spills_and_all_fit(table):
@@ -73,6 +80,16 @@ def test_single_pass_steps_move_four_elements_an_element(table, dtype, arch):
     single = [name for name in VARIANTS if name.startswith(steps) and not name.endswith("long")]
     assert len(single) > 6
     assert {table[name, arch]["bytes_element"] for name in single} == {ideal}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_cuda_steps_have_128_bit_bodies(table, arch):
+    for name in ("cuda.step_linf.fp32", "cuda.step_linf.bf16"):
+        assert "128:3" in table[name, arch]["loads"]
+        assert "128:1" in table[name, arch]["stores"]
+    for name in ("cuda.step_l2.fp32", "cuda.step_l1.fp32"):
+        assert "128:12" in table[name, arch]["loads"]
+        assert "128:4" in table[name, arch]["stores"]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
