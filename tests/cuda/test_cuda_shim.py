@@ -60,9 +60,10 @@ def check_step(shim: Shim, norm: str, case: Case, steepest: bool) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_have_the_results_of_the_cpu(plain: Shim, norm: str, dtype: torch.dtype) -> None:
-    """Every shape, layout and kind of bounds in linf, and a third of them in the others, whose
+    """Every shape, layout and kind of bounds in linf, and some of them in the others, whose
     fibers switch more often; the schedules take turns."""
-    for i, case in enumerate(all_cases(dtype)[:: 1 if norm == "linf" else 3]):
+    some = 1 if norm == "linf" else 3 if dtype == torch.float32 else 5
+    for i, case in enumerate(all_cases(dtype)[::some]):
         check_step(plain.ordered(ORDERS[i % 3]), norm, case, i % 5 != 0)
 
 
