@@ -107,7 +107,7 @@ def l2(s: Step, steepest: bool) -> None:
     if s.layout.total == 0:
         return
     with checks.current_device(s.x_adv):
-        if s.layout.size <= tiles.HELD:
+        if tiles.held(s.layout.size, "l2", s.x_adv.element_size()):
             tile = tiles.sample(s.layout.size, s.x_adv.element_size())
             step_l2[(s.layout.samples,)](
                 s.x_adv, s.grad, s.x, s.step_size, s.radius, s.bounds, *s.of_a_sample,
@@ -150,7 +150,7 @@ def l1(s: Step, steepest: bool, top: float) -> None:
         return
     samples, size = s.layout.samples, s.layout.size
     itemsize = s.x_adv.element_size()
-    held = size <= tiles.HELD
+    held = tiles.held(size, "l1", itemsize)
     tile = tiles.sample(size, itemsize) if held else tiles.long_search(itemsize)
     kernel = step_l1 if held else step_l1_long
     units, *rest = s.of_a_sample
