@@ -20,6 +20,11 @@ class Tile:
     warps: int
 
 
+def options(warps: int) -> dict[str, int | bool]:
+    """How every kernel here is compiled: a fused multiply-add would change bits."""
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False}
+
+
 def elementwise(itemsize: int) -> Tile:
     """Of a pass over all elements: 32 B of each tensor a thread."""
     return Tile(4096 // itemsize, 4)
