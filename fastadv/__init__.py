@@ -1,9 +1,8 @@
 """Adversarial examples, universal perturbations and adversarial training on fused kernels."""
 
-from fastadv._locate import find_kernels, package_path
+from fastadv._locate import package_path
 
 __path__ = package_path(__path__)  # before any other import: see _locate.py
-find_kernels(__path__)
 
 from fastadv import defence, evaluation, numpy, ops, training, universal
 from fastadv.attack import Attack, AttackResult

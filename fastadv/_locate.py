@@ -12,6 +12,12 @@ from pathlib import Path
 
 def package_path(path: list[str]) -> list[str]:
     """Where fastadv's modules are taken from: `path`, or the built copy that it hides."""
+    chosen = _whole_copy(path)
+    _find_kernels(Path(chosen[0]).resolve())
+    return chosen
+
+
+def _whole_copy(path: list[str]) -> list[str]:
     here = Path(path[0]).resolve()
     if (here / "_build.json").is_file():
         return path
@@ -42,12 +48,10 @@ class _Checkout:
         return spec_from_file_location(name, start, submodule_search_locations=[str(start.parent)])
 
 
-def find_kernels(path: list[str]) -> None:
-    """Lets `import fastadv.kernels` find them where `path` is a checkout's fastadv/.
+def _find_kernels(package: Path) -> None:
+    """Lets `import fastadv.kernels` find those of the same checkout.
 
     Before all other finders: an editable install of another checkout knows other kernels.
     """
-    package = Path(path[0]).resolve()
-    kernels = package.parent / "kernels"
     if not (package / "kernels").exists() and (package.parent / "setup.py").is_file():
-        sys.meta_path.insert(0, _Checkout(kernels))
+        sys.meta_path.insert(0, _Checkout(package.parent / "kernels"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from fastadv.kernels.arithmetic import project_linf, sign
 from fastadv.kernels.layout import box_at, load, sample_values
 
@@ -36,13 +37,14 @@ def _tile(
         tl.store(x_adv + offsets, placed)
 
 
-@triton.jit(
-    do_not_specialize=["total", "size", "step_stride", "radius_stride", "channels", "inner"]
-)
+NUMBERS = ("total", "size", "step_stride", "radius_stride", "channels", "inner")
+
+
+@triton.jit(do_not_specialize=NUMBERS)
 def step_linf(
-    x_adv, grad, x, step_size, radius, bounds, total, size, step_stride, radius_stride, channels,
-    inner, PER_SAMPLE: tl.constexpr, EACH: tl.constexpr, STEEPEST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x_adv, grad, x, step_size, radius, bounds, total: tl.int64, size: tl.int32,
+    step_stride: tl.int32, radius_stride: tl.int32, channels: tl.int32, inner: tl.int32,
+    PER_SAMPLE: tl.constexpr, EACH: tl.constexpr, STEEPEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x_adv, grad, x: (total,) in memory order; x None is zero. `size` elements a sample."""
     start = tl.program_id(0).to(tl.int64) * BLOCK

@@ -20,3 +20,47 @@ class Tile:
 def elementwise(itemsize: int) -> Tile:
     """Of a pass over all elements: 32 B of each tensor a thread."""
     return Tile(4096 // itemsize, 4)
+
+
+HELD = 4096  # elements of a sample that a program's registers hold, in l2 and l1
+
+
+def sample(size: int, itemsize: int) -> Tile:
+    """Of one sample in a program's registers: 16 elements a thread, 8 in float64."""
+    block = max(power_of_two(size), 32)
+    each = 8 if itemsize == 8 else 16
+    return Tile(block, min(max(block // (32 * each), 1), 16))
+
+
+def power_of_two(n: int) -> int:
+    """The least one that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+def unit(size: int) -> int:
+    """16 where samples are a multiple of it, so that each starts at an address as good as the
+    first's: accesses are of 128 bits then, under a mask too. Else 1."""
+    return 16 if size % 16 == 0 else 1
+
+
+FEW_SAMPLES = 64  # fewer programs than that, one a sample, leave most of a device without work
+PARTS = 256  # programs a sample at most
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A pass over a long sample: `parts` programs of `share` tiles each."""
+
+    tile: Tile
+    parts: int
+    share: int
+
+
+def long_sample(samples: int, size: int, itemsize: int) -> Walk:
+    """One program a sample, of as many threads as there are; several where samples are few."""
+    tile = Tile(8192 // max(itemsize, 4) * 2, 16) if samples >= FEW_SAMPLES else Tile(2048, 8)
+    count = -(-size // tile.block)
+    if samples >= FEW_SAMPLES:
+        return Walk(tile, 1, count)
+    share = -(-count // PARTS)
+    return Walk(tile, -(-count // share), share)

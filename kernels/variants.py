@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastadv.kernels import tiles
+from fastadv.kernels.step_l2 import step_l2
+from fastadv.kernels.step_l2_long import moments_l2, step_l2_long
 from fastadv.kernels.step_linf import step_linf
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
@@ -67,6 +69,21 @@ def _step_arguments(dtype: str, bounds: str) -> tuple[dict[str, str], dict[str, 
     return signature, constants
 
 
+SAMPLE = {
+    "units": "i32",
+    "step_stride": "i32",
+    "radius_stride": "i32",
+    "channels": "i32",
+    "inner": "i32",
+}
+SIZES = (784, 3072, 4096)  # of samples held in registers: MNIST, CIFAR, the largest
+LONG = 3 * 224 * 224
+
+
+def _pointers(signature: dict[str, str]) -> tuple[str, ...]:
+    return tuple(name for name, kind in signature.items() if kind[0] == "*")
+
+
 def _step_linf() -> Iterator[Variant]:
     for dtype in FLOATS:
         for bounds in ("none", "one", "each"):
@@ -80,11 +97,59 @@ def _step_linf() -> Iterator[Variant]:
                 | {"channels": "i32", "inner": "i32"},
                 constants | {"STEEPEST": True, "BLOCK": tile.block},
                 tile.warps,
-                divisible=tuple(name for name, kind in signature.items() if kind[0] == "*"),
+                divisible=_pointers(signature),
                 elements=tile.block,
             )
 
 
+def _step_l2() -> Iterator[Variant]:
+    for dtype in FLOATS:
+        signature, constants = _step_arguments(dtype, "one")
+        del constants["PER_SAMPLE"]
+        constants |= {"UNIT": 16, "STEEPEST": True}
+        for size in SIZES:
+            tile = tiles.sample(size, BYTES[dtype])
+            yield Variant(
+                f"step_l2.{dtype}.{size}",
+                step_l2,
+                signature | SAMPLE,
+                constants | {"BLOCK": tile.block},
+                tile.warps,
+                divisible=_pointers(signature),
+            )
+        for samples, name in ((tiles.FEW_SAMPLES, "many"), (1, "few")):
+            yield from _step_l2_long(dtype, samples, name, signature, constants)
+
+
+def _step_l2_long(
+    dtype: str, samples: int, name: str, signature: dict[str, str], constants: dict[str, Constant]
+) -> Iterator[Variant]:
+    walk = tiles.long_sample(samples, LONG, BYTES[dtype])
+    constants = constants | {"BLOCK": walk.tile.block}
+    shares: dict[str, str] = {}
+    if walk.parts == 1:
+        constants["shares"] = None
+    else:
+        shares["shares"] = "*fp64"
+        moments = {name: kind for name, kind in signature.items() if kind == f"*{dtype}"} | shares
+        yield Variant(
+            f"moments_l2.{dtype}.{name}",
+            moments_l2,
+            moments | {"units": "i32", "share": "i32"},
+            {"UNIT": 16, "BLOCK": walk.tile.block},
+            walk.tile.warps,
+            divisible=_pointers(moments),
+        )
+    yield Variant(
+        f"step_l2_long.{dtype}.{name}",
+        step_l2_long,
+        signature | shares | {"share": "i32"} | SAMPLE,
+        constants | {"PARTS": tiles.PARTS},
+        walk.tile.warps,
+        divisible=_pointers(signature | shares),
+    )
+
+
 def variants() -> list[Variant]:
     """All of them, by name."""
-    return [*_step_linf()]
+    return [*_step_linf(), *_step_l2()]
