@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 
@@ -24,6 +25,51 @@ class Stack(NamedTuple):
     leaks: tuple[float, ...]  # 0: ReLU, 1: no activation
 
 
+@dataclass(frozen=True)
+class Tile:
+    """`rows` samples a program, which takes `piece` inputs and `chunk` outputs at once."""
+
+    rows: int
+    piece: int
+    chunk: int
+    warps: int
+    stages: int = 2
+
+
+WIDEST = 512  # outputs of a layer that stay in registers: 64 a thread beside as many of the products
+CLASSES = 128
+
+# By bytes of a product's number and the widest layer in registers: from many samples to few. What
+# more would spill; tests/triton/test_dense_compiled.py compiles them all.
+TILES = {
+    (2, 256): (Tile(64, 32, 32, 8), Tile(32, 32, 32, 8), Tile(16, 32, 32, 4)),
+    (2, 512): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
+    (4, 256): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
+    (4, 512): (Tile(32, 16, 16, 8), Tile(16, 16, 16, 8)),
+}
+
+
+def why_not(sizes: tuple[int, ...]) -> str | None:
+    """Why a stack does not fit into a program, or None. sizes: inputs, each layer's outputs."""
+    if sizes[-1] > CLASSES:
+        return f"it has {sizes[-1]} classes, more than {CLASSES}"
+    widest = max(sizes[1::2])
+    return f"a layer of {widest} outputs is wider than {WIDEST}" if widest > WIDEST else None
+
+
+def tiles(sizes: tuple[int, ...], itemsize: int) -> tuple[Tile, ...]:
+    """From many samples to few. 64 a program, Hopper's wgmma, if the last layer's products need no
+    registers of their own."""
+    found = TILES[itemsize, 256 if max(sizes[1::2]) <= 256 else 512]
+    return tuple(t for t in found if t.rows < 64 or (len(sizes) % 2 == 0 and sizes[-1] <= 16))
+
+
+def tile_for(sizes: tuple[int, ...], itemsize: int, samples: int, processors: int) -> Tile:
+    """The largest that keeps all processors busy: weights are read once a program."""
+    found = tiles(sizes, itemsize)
+    return next((t for t in found if samples >= t.rows * processors), found[-1])
+
+
 def _power(size: int) -> int:
     """The next power of two, at least 16: a tensor core's least."""
     return max(16, 1 << (size - 1).bit_length())
@@ -33,17 +79,17 @@ def _multiple(size: int, of: int) -> int:
     return -(-size // of) * of
 
 
-def lay_out(sizes: tuple[int, ...], leaks: tuple[float, ...], piece: int, chunk: int) -> Stack:
+def lay_out(sizes: tuple[int, ...], leaks: tuple[float, ...], tile: Tile) -> Stack:
     """sizes: inputs, each layer's outputs. The last layer's outputs are all taken at once."""
     rows, widths, outputs = [], [], []
     last = len(sizes) - 2
-    for layer, (ins, outs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for layer, (ins, outs) in enumerate(pairwise(sizes)):
         if layer % 2 == 0:
-            rows.append(_multiple(ins, piece if layer == 0 else chunk))
+            rows.append(_multiple(ins, tile.piece if layer == 0 else tile.chunk))
             widths.append(_power(outs))
             outputs.append(widths[-1])
         else:
-            rows.append(_power(outs) if layer == last else _multiple(outs, chunk))
+            rows.append(_power(outs) if layer == last else _multiple(outs, tile.chunk))
             widths.append(_power(ins))
             outputs.append(rows[-1])
     elements = [r * w for r, w in zip(rows, widths, strict=True)]
