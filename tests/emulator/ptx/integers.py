@@ -11,7 +11,7 @@ from tests.emulator.ptx.elementwise import check, elementwise
 from tests.emulator.ptx.errors import PtxError
 from tests.emulator.ptx.machine import Step
 from tests.emulator.ptx.program import Instruction, Program
-from tests.emulator.ptx.types import SIGNED, TYPES, UNSIGNED, Array, Type
+from tests.emulator.ptx.types import PACKED, SIGNED, TYPES, UNSIGNED, Array, Type, pairwise
 
 INTEGERS = ("add", "sub", "mul", "mad", "div", "rem", "neg", "abs", "min", "max", "sad",
             "popc", "clz", "bfind", "brev")  # fmt: skip
@@ -30,8 +30,11 @@ def compile_integer(program: Program, ins: Instruction) -> Step:
         "add": np.add, "sub": np.subtract, "div": _divide, "rem": _remainder,
         "neg": np.negative, "abs": np.abs, "min": np.minimum, "max": np.maximum, "brev": _reversed,
     }  # fmt: skip
-    sources = [kind] * (1 if name in ("neg", "abs", "brev") else 2)
-    return elementwise(program, ins, kind, sources, functions[name])
+    count = 1 if name in ("neg", "abs", "brev") else 2
+    if kind.name in PACKED:
+        word = TYPES["b32"]
+        return elementwise(program, ins, word, [word] * count, pairwise(functions[name], kind))
+    return elementwise(program, ins, kind, [kind] * count, functions[name])
 
 
 def _product(program: Program, ins: Instruction, kind: Type) -> Step:

@@ -16,7 +16,7 @@ Array = NDArray[Any]
 UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SIGNED: dict[int, Any] = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 _FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
-PACKED = {"f16x2": "f16", "bf16x2": "bf16", "f32x2": "f32"}
+PACKED = {"f16x2": "f16", "bf16x2": "bf16", "f32x2": "f32", "s16x2": "s16", "u16x2": "u16"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Type:
 
     @property
     def is_float(self) -> bool:
-        return "f" in self.name
+        return "f" in self.name  # packed ones too
 
     @property
     def is_signed(self) -> bool:
