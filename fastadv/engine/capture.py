@@ -54,6 +54,8 @@ class Compiled(nn.Module):
         self._plans = Plans(module, precision, self._weights)
         self._static_batch = False
         self._print = print_report
+        # An outer torch.compile breaks its graph here. Not a decorator: it imports Dynamo, 1.5 s.
+        self.forward = torch.compiler.disable(self._serve)  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return compile, (self.module, self._plans.precision)
@@ -90,8 +92,7 @@ class Compiled(nn.Module):
             layers: Layers | str = self._variants[key](self.module, self._marked(x))
         return layers
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # an outer torch.compile breaks its graph here
-    def forward(self, x: Tensor) -> Any:
+    def _serve(self, x: Tensor) -> Any:
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a torch.Tensor, got {type(x).__name__}")
         with self._lock:
