@@ -13,28 +13,25 @@ from torch import Tensor
 from fastadv.engine.reference_dense import NAMES, unpack
 from fastadv.kernels import checks, dense_plan
 from fastadv.kernels.dense import dense_pgd
-from fastadv.kernels.dense_plan import Stack, Tile
+from fastadv.kernels.dense_plan import Device, Stack, Tile
 
 BALLS = ("linf", "l2", "l1")
-HEADS = 5
+LEAKS = {"none": 1.0, "relu": 0.0}  # leaky_relu has its own
 
 
 def why_not(sizes: list[int], activations: list[int], norm: int, bfloat16: bool) -> str | None:
     """Why the kernel does not take an attack on such a stack, or None."""
     if BALLS[norm] == "l1":
         return "its ball is l1, whose threshold needs all of a sample at once"
-    other = next((NAMES[a] for a in activations if NAMES[a] not in LEAKY), None)
-    if other is not None:
-        return f"its activation is {other}, not ReLU"
-    if not bfloat16 and not torch.backends.cuda.matmul.allow_tf32:
+    others = [NAMES[a] for a in activations if NAMES[a] not in (*LEAKS, "leaky_relu")]
+    if others:
+        return f"its activation is {others[0]}, not ReLU"
+    if not bfloat16 and torch.backends.cuda.matmul.fp32_precision != "tf32":
         return (
             "its products are of float32 numbers, and TF32 is not allowed "
-            "(torch.backends.cuda.matmul.allow_tf32)"
+            "(torch.backends.cuda.matmul.fp32_precision = 'tf32')"
         )
-    return dense_plan.why_not(tuple(sizes))
-
-
-LEAKY = ("none", "relu", "leaky_relu")
+    return dense_plan.why_not(tuple(sizes), 2 if bfloat16 else 4)
 
 
 def pack(
@@ -109,24 +106,26 @@ def dense_pgd_(
     _check(x_adv, seen, x, weights, biases, sizes, y, target, head, targeted)
     if x_adv.numel() == 0 or steps == 0:
         return
-    kept = tuple(
-        {"none": 1.0, "relu": 0.0}.get(NAMES[a], leak)
-        for a, leak in zip(activations, leaks, strict=True)
-    )
-    tile = dense_plan.tile_for(
-        tuple(sizes), weights[0].element_size(), len(x_adv), processors(x_adv)
-    )
+    kept = tuple(LEAKS.get(NAMES[a], k) for a, k in zip(activations, leaks, strict=True))
+    size = weights[0].element_size()
+    tile = dense_plan.tile_for(tuple(sizes), size, len(x_adv), device_of(x_adv))
     stack = dense_plan.lay_out(tuple(sizes), kept, tile)
     with checks.current_device(x_adv):
         launch(
-            x_adv, seen, x, step_size, radius, box_of(bounds, x), *pack(weights, biases, sizes, stack),
-            y, target, steps, norm, head, targeted, stack, tile,
+            x_adv, seen, x, step_size, radius, box_of(bounds, x),
+            *pack(weights, biases, sizes, stack), y, target, steps, norm, head, targeted, stack, tile,
         )  # fmt: skip
 
 
-def processors(x: Tensor) -> int:
-    """How many programs run at once, at least."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+def device_of(x: Tensor) -> Device:
+    """The device that x is on; without one, an A100's numbers."""
+    if not x.is_cuda:
+        return Device(108, 166912, 80)
+    found = torch.cuda.get_device_properties(x.device)
+    if torch.version.hip:  # 96 KiB on NVIDIA's are 36 there: operands of products stay in registers
+        return Device(found.multi_processor_count, 96 << 10, 10 * found.major + found.minor)
+    shared = found.shared_memory_per_block_optin
+    return Device(found.multi_processor_count, shared, 10 * found.major + found.minor)
 
 
 def launch(
@@ -142,7 +141,8 @@ def launch(
     radius, radius_stride = checks.per_sample(radius, "radius", x_adv, samples)
     signs = weights.new_empty(rows, stack.outputs)
     grads = x.new_empty(rows, stack.rows[0]) if norm == 1 else None
-    options: dict[str, Any] = {"num_warps": tile.warps, "num_stages": tile.stages}
+    warps = tile.warps // 2 if torch.version.hip else tile.warps  # a wave has 64 threads
+    options: dict[str, Any] = {"num_warps": warps, "num_stages": tile.stages}
     dense_pgd[(programs,)](
         x_adv, seen, x, step_size, radius, box, weights, biases, signs, grads, y,
         target if head == 3 and targeted else None, samples, steps, step_stride, radius_stride, 0,

@@ -27,47 +27,66 @@ class Stack(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """`rows` samples a program, which takes `piece` inputs and `chunk` outputs at once."""
+    """`rows` samples a program, which takes `piece` inputs and `chunk` outputs at once. shared:
+    bytes of shared memory that are enough for any stack."""
 
     rows: int
     piece: int
     chunk: int
     warps: int
+    shared: int = 96 << 10
     stages: int = 2
 
 
 WIDEST = 512  # outputs of a layer that stay in registers: 64 a thread beside as many of the products
 CLASSES = 128
+LAST_MATRIX = 64 << 10  # bytes: of an even number of layers the last one's is taken at once
 
 # By bytes of a product's number and the widest layer in registers: from many samples to few. What
-# more would spill; tests/triton/test_dense_compiled.py compiles them all.
+# is larger spills; tests/triton/test_dense_compiled.py compiles them all.
 TILES = {
     (2, 256): (Tile(64, 32, 32, 8), Tile(32, 32, 32, 8), Tile(16, 32, 32, 4)),
     (2, 512): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
     (4, 256): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
-    (4, 512): (Tile(32, 16, 16, 8), Tile(16, 16, 16, 8)),
+    (4, 512): (Tile(32, 16, 16, 8, 101 << 10), Tile(16, 16, 16, 8)),
 }
 
 
-def why_not(sizes: tuple[int, ...]) -> str | None:
+@dataclass(frozen=True)
+class Device:
+    """What the choice of a tile depends on."""
+
+    processors: int
+    shared: int  # bytes that a program can have
+    capability: int  # 80, 90, 100, ...
+
+
+def why_not(sizes: tuple[int, ...], itemsize: int) -> str | None:
     """Why a stack does not fit into a program, or None. sizes: inputs, each layer's outputs."""
     if sizes[-1] > CLASSES:
         return f"it has {sizes[-1]} classes, more than {CLASSES}"
-    widest = max(sizes[1::2])
-    return f"a layer of {widest} outputs is wider than {WIDEST}" if widest > WIDEST else None
+    if (widest := max(sizes[1::2])) > WIDEST:
+        return f"a layer of {widest} outputs is wider than {WIDEST}"
+    last = _power(sizes[-1]) * _power(sizes[-2]) * itemsize
+    if len(sizes) % 2 == 1 and last > LAST_MATRIX:
+        return f"its last layer's matrix takes {last} bytes, more than {LAST_MATRIX}"
+    return None
 
 
-def tiles(sizes: tuple[int, ...], itemsize: int) -> tuple[Tile, ...]:
-    """From many samples to few. 64 a program, Hopper's wgmma, if the last layer's products need no
-    registers of their own."""
-    found = TILES[itemsize, 256 if max(sizes[1::2]) <= 256 else 512]
-    return tuple(t for t in found if t.rows < 64 or (len(sizes) % 2 == 0 and sizes[-1] <= 16))
+def tile_for(sizes: tuple[int, ...], itemsize: int, samples: int, device: Device) -> Tile:
+    """The largest that keeps all processors busy: a program reads all weights once a step."""
+    found = [
+        tile
+        for tile in TILES[itemsize, 256 if max(sizes[1::2]) <= 256 else 512]
+        if tile.shared <= device.shared and (tile.rows < 64 or _takes_64(sizes, device))
+    ]
+    return next((t for t in found if samples >= t.rows * device.processors), found[-1])
 
 
-def tile_for(sizes: tuple[int, ...], itemsize: int, samples: int, processors: int) -> Tile:
-    """The largest that keeps all processors busy: weights are read once a program."""
-    found = tiles(sizes, itemsize)
-    return next((t for t in found if samples >= t.rows * processors), found[-1])
+def _takes_64(sizes: tuple[int, ...], device: Device) -> bool:
+    """64 samples a program are what Hopper's wgmma needs; Blackwell's tcgen05 spills (110
+    accesses), and so does a last layer that is taken at once (62)."""
+    return device.capability < 100 and len(sizes) % 2 == 0 and sizes[-1] <= 16
 
 
 def _power(size: int) -> int:
