@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -153,7 +154,7 @@ class Attack:
                 raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")
             if x.numel() == 0:
                 return _nothing(x)
-            with crafting(model, self.mode):
+            with crafting(model, self.mode), _held(model):
                 if y is None and (target is None or objective.targeted_needs_y):
                     y = objective.predict(output(model, x.clone()))  # a model may write on it
                 problem = Problem(model, objective, self.ball, x, r, y, target)
@@ -202,6 +203,11 @@ class Attack:
         if self.stop:
             return ascend_until_done(problem, x_adv, self.rule, self.steps, self.stop)
         return _ascend(problem, x_adv, self.rule, self.steps)
+
+
+def _held(model: Model) -> AbstractContextManager[None]:
+    """A compiled model computes what follows from its weights alone once an attack."""
+    return model.held() if isinstance(model, Compiled) else nullcontext()
 
 
 def require_attack(attack: object) -> None:

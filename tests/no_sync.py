@@ -28,7 +28,7 @@ HOST = {
 }
 
 
-class Forbidden(AssertionError):
+class Forbidden(RuntimeError):
     """A call that waits for the device."""
 
 
@@ -84,3 +84,8 @@ class NoSync(TorchDispatchMode):
         if (what := why(func, args)) is not None:
             self.forbid(f"{func} {what}")
         return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled functions run compiled under it, and it sees what they call."""
+        return True

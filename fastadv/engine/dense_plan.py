@@ -63,7 +63,7 @@ class Plans:
         if isinstance(layers, str) and x.device.type == "cpu":
             layers = read_graph(x)
         if isinstance(layers, str):
-            if self.precision != "float32":
+            if self.precision != "float32" and x.device.type == "cpu":
                 raise ValueError(_ONLY_DENSE.format(self.precision, layers))
             self.found = False
             self.notes = [f"attacks step by step: it is no dense stack, {layers}"]
