@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fastadv.kernels import checks, tiles
 from fastadv.kernels.checks import Layout
+from fastadv.kernels.step_l1 import step_l1
+from fastadv.kernels.step_l1_long import step_l1_long
 from fastadv.kernels.step_l2 import step_l2
 from fastadv.kernels.step_l2_long import moments_l2, step_l2_long
 from fastadv.kernels.step_linf import step_linf
@@ -130,3 +132,31 @@ def _long_l2(s: Step, steepest: bool) -> None:
         STEEPEST=steepest, PARTS=tiles.PARTS, BLOCK=tile.block, num_warps=tile.warps, **s.units,
         **EXACT,
     )  # fmt: skip
+
+
+def step_l1_(
+    x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, radius: Tensor,
+    bounds: Tensor | None, steepest: bool, top: float,
+) -> None:  # fmt: skip
+    """x_adv <- the nearest point to v in ball and box, v = x_adv + step_size * slide(grad)."""
+    l1(_checked(x_adv, grad, x, step_size, radius, bounds), steepest, top)
+
+
+def l1(s: Step, steepest: bool, top: float) -> None:
+    """The l1 step of checked arguments: one launch, one program a sample."""
+    if not 0 < top <= 1:
+        raise ValueError(f"`top` must be in (0, 1], got {top}")
+    if s.layout.total == 0:
+        return
+    samples, size = s.layout.samples, s.layout.size
+    itemsize = s.x_adv.element_size()
+    held = size <= tiles.HELD
+    tile = tiles.sample(size, itemsize) if held else tiles.long_search(itemsize)
+    kernel = step_l1 if held else step_l1_long
+    units, *rest = s.of_a_sample
+    with checks.current_device(s.x_adv):
+        kernel[(samples,)](
+            s.x_adv, s.grad, s.x, s.step_size, s.radius, s.bounds, units,
+            tiles.rank(top, size), *rest, STEEPEST=steepest, LOWEST=tiles.LOWEST[s.grad.dtype],
+            BLOCK=tile.block, num_warps=tile.warps, **s.units, **EXACT,
+        )  # fmt: skip

@@ -55,18 +55,22 @@ def step_of(length, step_size, unit, STEEPEST: tl.constexpr):
 
 
 @triton.jit
-def scale_of(vv, radius, size):
-    """(scale, outside): what leaves a v of ||v||^2 = vv in the ball, below it by some room."""
-    C: tl.constexpr = radius.dtype
-    if C == tl.float64:
+def room_of(radius, size):
+    """(reference.slack: the relative room that is kept below the radius, the radius in float64)."""
+    if radius.dtype == tl.float64:
         rounding = 2.0**-53
     else:
         rounding = 2.0**-24
-    room = 16 * rounding + size.to(tl.float64) * 2.0**-53
+    return 16 * rounding + size.to(tl.float64) * 2.0**-53, radius.to(tl.float64)
+
+
+@triton.jit
+def scale_of(vv, radius, size):
+    """(scale, outside): what leaves a v of ||v||^2 = vv in the ball, below it by some room."""
+    room, r = room_of(radius, size)
     norm = tl.sqrt(vv)
-    r = radius.to(tl.float64)
     outside = norm > r * (1 - room)
-    return tl.where(outside, r * (1 - 2 * room) / norm, 1.0).to(C), outside
+    return tl.where(outside, r * (1 - 2 * room) / norm, 1.0).to(radius.dtype), outside
 
 
 @triton.jit

@@ -142,7 +142,7 @@ def step_l2_long(
         stride = step * _gradient(grad, offsets, mask, unit, C)
         point = load(x_adv, offsets, mask, C, True)
         origin = load(x, offsets, mask, C, True)
-        lower, upper = box_at(bounds, first.to(tl.int64), size, channels, inner, EACH, BLOCK, C)
+        lower, upper = box_at(bounds, base * 0 + first, size, channels, inner, EACH, BLOCK, C)
         new = placed(
             point, origin, stride, scale, outside, lower, upper, x_adv.dtype.element_ty
         )  # fmt: skip

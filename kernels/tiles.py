@@ -6,7 +6,10 @@ the number of elements follows from the bytes of one, so that it is the same in 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,36 @@ def long_sample(samples: int, size: int, itemsize: int) -> Walk:
         return Walk(tile, 1, count)
     share = -(-count // PARTS)
     return Walk(tile, -(-count // share), share)
+
+
+def long_search(itemsize: int) -> Tile:
+    """Of the l1 step's walks over a long sample, one program each."""
+    return Tile(2048 if itemsize == 8 else 4096, 16)
+
+
+# Bits at the low end of a gradient's number, in its compute dtype, that are always zero, in pairs:
+# the l1 step does not search them.
+LOWEST = {torch.float64: 0, torch.float32: 0, torch.bfloat16: 16, torch.float16: 12}
+
+
+def rank(top: float, size: int) -> int:
+    """How many elements the share `top` of a sample is, as in reference.slide."""
+    return min(max(math.floor(top * size + 0.5), 1), size)
+
+
+def digest(size: int, itemsize: int) -> Tile:
+    """Of a walk over one sample that keeps one int64 a lane."""
+    block = min(max(power_of_two(size), 256), 8192 // itemsize)
+    return Tile(block, max(block * itemsize // 1024, 1))
+
+
+PROGRAMS = 512  # that keep a device busy
+
+
+def batch(samples: int, size: int, itemsize: int) -> Walk:
+    """Of the sum over a batch: `share` samples each of `parts` programs a block of columns."""
+    tile = elementwise(itemsize)
+    blocks = -(-size // tile.block)
+    parts = max(min(PROGRAMS // blocks, 16, samples // 8), 1)
+    share = max(-(-samples // parts), 1)
+    return Walk(tile, max(-(-samples // share), 1), share)

@@ -10,12 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from fastadv.kernels import tiles
+from fastadv.kernels.digest import digest_kernel
+from fastadv.kernels.step_l1 import step_l1
+from fastadv.kernels.step_l1_long import step_l1_long
 from fastadv.kernels.step_l2 import step_l2
 from fastadv.kernels.step_l2_long import moments_l2, step_l2_long
 from fastadv.kernels.step_linf import step_linf
+from fastadv.kernels.uniform import uniform_kernel
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
+TORCH = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 
 Constant = int | str | bool | float | None
@@ -150,6 +162,53 @@ def _step_l2_long(
     )
 
 
+def _step_l1() -> Iterator[Variant]:
+    for dtype in FLOATS:
+        signature, constants = _step_arguments(dtype, "one")
+        del constants["PER_SAMPLE"]
+        constants |= {"UNIT": 16, "STEEPEST": True, "LOWEST": tiles.LOWEST[TORCH[dtype]]}
+        held = [(step_l1, str(size), tiles.sample(size, BYTES[dtype])) for size in SIZES]
+        for kernel, name, tile in (*held, (step_l1_long, "long", tiles.long_search(BYTES[dtype]))):
+            yield Variant(
+                f"step_l1.{dtype}.{name}",
+                kernel,
+                signature | {"rank": "i32"} | SAMPLE,
+                constants | {"BLOCK": tile.block},
+                tile.warps,
+                divisible=_pointers(signature),
+            )
+
+
+def _uniform() -> Iterator[Variant]:
+    for dtype in ("fp32", "fp64"):
+        for source in ("number", "tensor"):
+            tile = tiles.elementwise(BYTES[dtype])
+            signature = {"out": f"*{dtype}"} | ({"state": "*i64"} if source == "tensor" else {})
+            yield Variant(
+                f"uniform.{dtype}.{source}",
+                uniform_kernel,
+                signature | {"seed": "i64", "offset": "i64", "stream": "i64", "units": "i32"},
+                {"UNIT": 16, "BLOCK": tile.block} | ({} if source == "tensor" else {"state": None}),
+                tile.warps,
+                divisible=_pointers(signature),
+                elements=tile.block,
+            )
+
+
+def _digest() -> Iterator[Variant]:
+    for bits in (16, 32, 64):
+        for size in (784, LONG):
+            tile = tiles.digest(size, bits // 8)
+            yield Variant(
+                f"digest.i{bits}.{size}",
+                digest_kernel,
+                {"x": f"*i{bits}", "out": "*i64", "units": "i32"},
+                {"UNIT": 16, "BLOCK": tile.block},
+                tile.warps,
+                divisible=("x", "out"),
+            )
+
+
 def variants() -> list[Variant]:
     """All of them, by name."""
-    return [*_step_linf(), *_step_l2()]
+    return [*_step_linf(), *_step_l2(), *_step_l1(), *_uniform(), *_digest()]
