@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,6 +40,14 @@ class Launch:
     stats: Stats
 
 
+class Moved(NamedTuple):
+    """Bytes; narrow: those of both that moved in accesses below 128 bits."""
+
+    loaded: int
+    stored: int
+    narrow: int
+
+
 @dataclass
 class Device:
     """`edit`: changes the PTX before it runs, to seed a bug. `lanes`: threads at once."""
@@ -50,15 +58,16 @@ class Device:
     races: bool = True
     launches: list[Launch] = field(default_factory=list)
 
-    def bytes_of(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """(loaded, stored): what all launches moved of a tensor that they were given."""
-        loaded = stored = 0
+    def moved(self, tensor: torch.Tensor) -> Moved:
+        """What all launches moved of a tensor that they were given."""
+        total = Moved(0, 0, 0)
         for launch in self.launches:
             for i, argument in enumerate(launch.args):
                 if isinstance(argument, torch.Tensor) and argument.data_ptr() == tensor.data_ptr():
-                    loaded += launch.stats.loaded[i]
-                    stored += launch.stats.stored[i]
-        return loaded, stored
+                    s = launch.stats
+                    total = Moved(total.loaded + s.loaded[i], total.stored + s.stored[i],
+                                  total.narrow + s.narrow[i])  # fmt: skip
+        return total
 
 
 class _Utils:

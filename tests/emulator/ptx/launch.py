@@ -89,11 +89,14 @@ class _Arrays:
                     self.arguments.append(i)
                 index[i] = where[key]
         variables = [v for v in program.variables.values() if v.space in ("global", "const")]
-        self.map = AddressMap([*self.bytes, *(np.frombuffer(v.data, np.uint8) for v in variables)])
+        self._constants = [np.frombuffer(v.data, np.uint8) for v in variables]
+        self.map = AddressMap(
+            [*(a.nbytes for a in self.bytes), *(a.nbytes for a in self._constants)],
+            [*(a.ctypes.data for a in self.bytes), *(0 for _ in variables)],
+        )
         self.symbols = {
             v.name: self.map.address(len(self.bytes) + i) for i, v in enumerate(variables)
         }
-        self._constants = [np.frombuffer(v.data, np.uint8) for v in variables]
         values = [*args, *[0] * len(missing)]
         self.parameters = {
             p.name: _encoded(p, self.map.address(index[i]) if i in index else values[i])
@@ -101,20 +104,22 @@ class _Arrays:
         }
 
     def copy_in(self, memory: Space) -> None:
-        for start, data in zip(self.map.starts, [*self.bytes, *self._constants], strict=False):
+        for start, data in zip(self.map.begins, [*self.bytes, *self._constants], strict=False):
             memory.bytes[start : start + data.nbytes] = data
 
     def copy_out(self, memory: Space) -> None:
-        for start, data in zip(self.map.starts, self.bytes, strict=False):
+        for start, data in zip(self.map.begins, self.bytes, strict=False):
             if data.flags.writeable:
                 data[:] = memory.bytes[start : start + data.nbytes]
 
 
 def _bytes_of(array: np.ndarray | torch.Tensor) -> Array:
     if isinstance(array, torch.Tensor):
-        if not array.is_contiguous():
-            raise PtxError("a tensor must be contiguous")
-        return np.asarray(array.detach().reshape(-1).view(torch.uint8).numpy())
+        order = sorted(range(array.dim()), key=lambda i: -array.stride(i))  # channels_last is dense
+        dense = array.detach().permute(order)
+        if not dense.is_contiguous():
+            raise PtxError("a tensor must be dense")
+        return np.asarray(dense.view(-1).view(torch.uint8).numpy())
     if not array.flags.c_contiguous:
         raise PtxError("an array must be contiguous")
     return array.reshape(-1).view(np.uint8)

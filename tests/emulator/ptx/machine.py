@@ -31,16 +31,18 @@ Step = Callable[["Machine", Array], None]
 @dataclass
 class Stats:
     """What ran. loaded, stored: bytes by the array's position among the arguments, where a warp's
-    lanes at one address count as one. executed: threads by opcode."""
+    lanes at one address count as one. narrow: those of accesses below 16 B. executed: threads by
+    opcode."""
 
     loaded: Counter[int] = field(default_factory=Counter)
     stored: Counter[int] = field(default_factory=Counter)
+    narrow: Counter[int] = field(default_factory=Counter)
     executed: Counter[str] = field(default_factory=Counter)
     barriers: int = 0  # block-wide ones, summed over the blocks
 
     def by_argument(self, arguments: Sequence[int]) -> None:
         """Counts by array become counts by argument; a module's own variables are left out."""
-        for counts in (self.loaded, self.stored):
+        for counts in (self.loaded, self.stored, self.narrow):
             found = {arguments[i]: n for i, n in counts.items() if i < len(arguments)}
             counts.clear()
             counts.update(found)
@@ -151,6 +153,8 @@ class Machine:
         once = np.unique(keys, return_index=True)[1]
         for array, n in zip(*np.unique(access.arrays[once], return_counts=True), strict=True):
             counts[int(array)] += int(n) * access.size
+            if access.size < 16:
+                self.stats.narrow[int(array)] += int(n) * access.size
 
     def run(self) -> None:
         leaders = sorted(set(self.program.labels.values()))

@@ -106,27 +106,33 @@ class Space:
 
 
 class AddressMap:
-    """The arrays of global memory: where each begins, and how long it is."""
+    """The arrays of global memory: where each begins, and how long it is.
 
-    def __init__(self, arrays: Sequence[Array]) -> None:
-        self.sizes = np.array([a.nbytes for a in arrays] or [0], np.int64)
-        rooms = -(-(self.sizes + 1) // _ALIGNED) * _ALIGNED
+    An address is aligned as the array's own is, up to 256 bytes.
+    """
+
+    def __init__(self, sizes: Sequence[int], addresses: Sequence[int]) -> None:
+        self.sizes = np.array(sizes or [0], np.int64)
+        self.skews = np.array(addresses or [0], np.int64) % _ALIGNED
+        rooms = -(-(self.sizes + self.skews + 1) // _ALIGNED) * _ALIGNED
         self.starts = np.concatenate([[0], np.cumsum(rooms)])[:-1]
+        self.begins = self.starts + self.skews
         self.total = int(rooms.sum())
 
     def address(self, array: int) -> int:
-        return GLOBAL + array * APART
+        return GLOBAL + array * APART + int(self.skews[array])
 
     def offsets(self, addresses: Array, size: int, text: str) -> tuple[Array, Array]:
         """(which array, offsets in the space): checked for bounds. `size` bytes from each."""
         array, within = addresses // APART - GLOBAL // APART, addresses % APART
         known = (array >= 0) & (array < len(self.sizes))
         array = np.where(known, array, 0)
-        good = known & (within + size <= self.sizes[array])
+        at = within - self.skews[array]
+        good = known & (at >= 0) & (at + size <= self.sizes[array])
         if not good.all():
             first = int(np.nonzero(~good)[0][0])
             where = (
-                f"byte {int(within[first])} of an array of {int(self.sizes[array[first]])} bytes "
+                f"byte {int(at[first])} of an array of {int(self.sizes[array[first]])} bytes "
                 f"(the {int(array[first]) + 1}. pointer)"
                 if known[first]
                 else f"the address {int(addresses[first]):#x}, where nothing is"
