@@ -45,7 +45,7 @@ LAST_MATRIX = 64 << 10  # bytes: of an even number of layers the last one's is t
 # By bytes of a product's number and the widest layer in registers: from many samples to few. What
 # is larger spills; tests/triton/test_dense_compiled.py compiles them all.
 TILES = {
-    (2, 256): (Tile(64, 32, 32, 8), Tile(32, 32, 32, 8), Tile(16, 32, 32, 4)),
+    (2, 256): (Tile(64, 32, 32, 8), Tile(32, 64, 64, 8), Tile(16, 32, 32, 4)),
     (2, 512): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
     (4, 256): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
     (4, 512): (Tile(32, 16, 16, 8, 101 << 10), Tile(16, 16, 16, 8)),
