@@ -41,9 +41,9 @@ def power_of_two(n: int) -> int:
 
 
 def unit(size: int) -> int:
-    """16 where samples are a multiple of it, so that each starts at an address as good as the
-    first's: accesses are of 128 bits then, under a mask too. Else 1."""
-    return 16 if size % 16 == 0 else 1
+    """The power of two, of 16 at most, that samples are a multiple of: each then starts at one, and
+    accesses are that wide, of 128 bits at most, under a mask too."""
+    return min(size & -size, 16)
 
 
 FEW_SAMPLES = 64  # fewer programs than that, one a sample, leave most of a device without work
@@ -100,3 +100,26 @@ def batch(samples: int, size: int, itemsize: int) -> Walk:
     parts = max(min(PROGRAMS // blocks, 16, samples // 8), 1)
     share = max(-(-samples // parts), 1)
     return Walk(tile, max(-(-samples // share), 1), share)
+
+
+HELD_CLASSES = 8192  # logits of a row that a program's registers hold
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`rows` rows a program, in tiles of `columns`: one, or, where rows are `long`, several."""
+
+    rows: int
+    columns: int
+    warps: int
+    long: bool
+
+
+def head(classes: int) -> Rows:
+    """Of the heads: tiles of 1024 logits and 4 warps; a row's own where it is longer."""
+    columns = max(power_of_two(classes), 4)
+    if columns <= 1024:
+        return Rows(1024 // columns if columns <= 256 else 1, columns, 4, False)
+    if columns <= HELD_CLASSES:
+        return Rows(1, columns, 8 if columns <= 4096 else 16, False)
+    return Rows(1, 4096, 8, True)

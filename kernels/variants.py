@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 from fastadv.kernels import tiles
+from fastadv.kernels.accumulate import accumulate, advance, combine
 from fastadv.kernels.digest import digest_kernel
+from fastadv.kernels.head_margins import binary_cross_entropy, dlr, margin
+from fastadv.kernels.head_probabilities import cross_entropy, kl
 from fastadv.kernels.step_l1 import step_l1
 from fastadv.kernels.step_l1_long import step_l1_long
 from fastadv.kernels.step_l2 import step_l2
@@ -209,6 +212,100 @@ def _digest() -> Iterator[Variant]:
             )
 
 
+def _universal() -> Iterator[Variant]:
+    for dtype in FLOATS:
+        tile = tiles.batch(64, LONG, BYTES[dtype]).tile
+        for signs, weights in ((False, True), (True, False)):
+            signature = {"grads": f"*{dtype}", "sums": "*fp64"}
+            constants: dict[str, Constant] = {"UNIT": 16, "SIGNS": signs, "BLOCK": tile.block}
+            if weights:
+                signature["weights"] = f"*{wide(dtype)}"
+            else:
+                constants["weights"] = None
+            yield Variant(
+                f"accumulate.{dtype}.{'signs' if signs else 'weighted'}",
+                accumulate,
+                signature | {"samples": "i64", "units": "i32", "rows": "i64"},
+                constants,
+                tile.warps,
+                divisible=_pointers(signature),
+                elements=tile.block,
+            )
+    tile = tiles.elementwise(8)
+    for dtype in ("fp32", "fp64"):
+        data, units = f"*{dtype}", {"units": "i32"}
+        whole: dict[str, Constant] = {"UNIT": 16, "BLOCK": tile.block}
+        signature = {"sums": "*fp64", "direction": data, "lengths": "*fp64"}
+        plain = {"sums": "*fp64", "direction": data}
+        yield Variant(
+            f"combine.{dtype}",
+            combine,
+            plain | {"parts": "i32"} | units,
+            whole | {"lengths": None},
+            tile.warps,
+            divisible=_pointers(plain),
+            elements=tile.block,
+        )
+        yield Variant(
+            f"combine.{dtype}.lengths",
+            combine,
+            signature | {"parts": "i32"} | units,
+            whole,
+            tile.warps,
+            divisible=_pointers(signature),
+            elements=tile.block,
+        )
+        signature = {"velocity": data, "direction": data, "lengths": "*fp64"}
+        yield Variant(
+            f"advance.{dtype}",
+            advance,
+            signature | {"momentum": "fp64", "programs": "i32"} | units,
+            whole,
+            tile.warps,
+            divisible=_pointers(signature),
+            elements=tile.block,
+        )
+
+
+CLASSES = (10, 1000, 8192, 32768)
+
+
+def _heads() -> Iterator[Variant]:
+    for dtype in FLOATS:
+        for classes in CLASSES:
+            for kernel in (cross_entropy, binary_cross_entropy, margin, kl, dlr):
+                yield _head(dtype, classes, kernel, False)
+            yield _head(dtype, classes, dlr, True)
+
+
+def _head(dtype: str, classes: int, kernel: Any, aimed: bool) -> Variant:
+    tile, data, numbers = tiles.head(classes), f"*{dtype}", f"*{wide(dtype)}"
+    dense = kernel in (binary_cross_entropy, kl)
+    signature = {"logits": data, "y": numbers if dense else "*i64", "loss": numbers, "grad": data}
+    signature["prediction"] = "*i1" if kernel is binary_cross_entropy else "*i64"
+    constants: dict[str, Constant] = {"UNIT": tiles.unit(classes)}
+    constants |= {"ROWS": tile.rows, "COLS": tile.columns}
+    rest = {"samples": "i32", "units": "i32"}
+    if kernel is dlr:
+        if aimed:
+            signature["target"] = "*i64"
+        else:
+            constants["target"] = None
+    else:
+        rest["sign"] = "i32"
+    if kernel in (cross_entropy, kl):
+        constants["LONG"] = tile.long
+    return Variant(
+        f"{kernel.__name__}{'_targeted' if aimed else ''}.{dtype}.{classes}",
+        kernel,
+        signature | rest,
+        constants,
+        tile.warps,
+        divisible=_pointers(signature),
+    )
+
+
 def variants() -> list[Variant]:
-    """All of them, by name."""
-    return [*_step_linf(), *_step_l2(), *_step_l1(), *_uniform(), *_digest()]
+    """All of them."""
+    parts = (_step_linf, _step_l2, _step_l1, _uniform, _digest, _universal, _heads)
+    return [variant for part in parts for variant in part()]
