@@ -48,9 +48,7 @@ def dense_pgd(
     for k in range(steps):
         twist = k * zero
         local = tl.arange(0, ROWS) ^ twist
-        z = forward(
-            acc, weights, biases, signs, local, twist, STACK, ROWS, CHUNK, STAGES, PRODUCTS
-        )
+        z = forward(acc, weights, biases, signs, local, twist, STACK, ROWS, CHUNK, STAGES, PRODUCTS)
         live = start + local < samples
         grad, wrong = head_gradient(
             z, y, target, start + local, live, k == 0, STACK.classes, HEAD, TARGETED
@@ -59,9 +57,7 @@ def dense_pgd(
         tl.debug_barrier()  # signs are read by other threads than those that wrote them
         twist = (k + 1) * zero
         local = tl.arange(0, ROWS) ^ twist
-        grad = backward(
-            grad, weights, signs, local, twist, STACK, ROWS, CHUNK, STAGES, PRODUCTS
-        )
+        grad = backward(grad, weights, signs, local, twist, STACK, ROWS, CHUNK, STAGES, PRODUCTS)
         twist = (k + 2) * zero
         local = tl.arange(0, ROWS) ^ twist
         live = start + local < samples

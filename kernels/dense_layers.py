@@ -7,7 +7,9 @@ import triton.language as tl
 
 
 @triton.jit
-def weights_of(weights, first, twist, layer: tl.constexpr, COUNT: tl.constexpr, STACK: tl.constexpr):
+def weights_of(
+    weights, first, twist, layer: tl.constexpr, COUNT: tl.constexpr, STACK: tl.constexpr
+):
     """(COUNT, width): rows of a layer's matrix from `first`."""
     WIDTH: tl.constexpr = STACK.widths[layer]
     rows = tl.arange(0, COUNT) ^ twist

@@ -38,7 +38,9 @@ class Tile:
     stages: int = 2
 
 
-WIDEST = 512  # outputs of a layer that stay in registers: 64 a thread beside as many of the products
+WIDEST = (
+    512  # outputs of a layer that stay in registers: 64 a thread beside as many of the products
+)
 CLASSES = 128
 LAST_MATRIX = 64 << 10  # bytes: of an even number of layers the last one's is taken at once
 

@@ -71,9 +71,7 @@ def _gradients(
 
 
 @triton.jit
-def _length(
-    grads, unit, local, STACK: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr
-):
+def _length(grads, unit, local, STACK: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr):
     """((ROWS,) ||grad / unit||, max |grad|): of each row, in float64."""
     squares = tl.zeros([ROWS], tl.float64)
     largest = tl.zeros([ROWS], tl.float32)

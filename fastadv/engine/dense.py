@@ -121,7 +121,9 @@ def checked(layers: Sequence[Layer], x: Tensor) -> Layers | str:
     for layer in layers:
         for t in (layer.weight, layer.bias):
             if t is not None and (t.dtype != torch.float32 or t.device != x.device):
-                return f"its weights are {str(t.dtype)[6:]} on {t.device}, not float32 on {x.device}"
+                return (
+                    f"its weights are {str(t.dtype)[6:]} on {t.device}, not float32 on {x.device}"
+                )
             if t is not None and type(t) not in (Tensor, nn.Parameter):
                 return f"its weights are of type {type(t).__name__}"
         if layer.weight.shape[1] != size:

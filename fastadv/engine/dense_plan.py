@@ -82,9 +82,7 @@ class Plans:
             self.notes = [f"{_STACK} launch, {products} products".format(dense.describe(layers))]
             return layers
         products = "bfloat16" if self.bfloat16 else "float32"
-        self.notes = [
-            f"{_STACK} call, {products} products".format(dense.describe(layers))
-        ]
+        self.notes = [f"{_STACK} call, {products} products".format(dense.describe(layers))]
         if self.precision == "float32":
             self.notes.append(
                 f"through autograd: batches of {-(-_TINY // self._size)} and more on the same "

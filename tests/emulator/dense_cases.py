@@ -34,8 +34,8 @@ class Net:
     head: int = 0
     targeted: bool = False
     seed: int = 0
-    weights: list[Tensor] = field(init=False)
-    biases: list[Tensor] = field(init=False)
+    weights: list[Tensor] = field(init=False, repr=False)
+    biases: list[Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         g = torch.Generator().manual_seed(self.seed)
@@ -104,7 +104,9 @@ def gradient(net: Net, x: Tensor) -> Tensor:
     z = leaf
     for i, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
         z = (z.relu() if i else z) @ w.double().T + b.double()
-    (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(z, net.y, reduction="sum"), leaf)
+    (grad,) = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(z, net.y, reduction="sum"), leaf
+    )
     return grad
 
 
