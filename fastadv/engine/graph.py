@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,19 @@ NORM_BACKWARD = aten.native_batch_norm_backward.default
 RELU = aten.relu.default
 RELU_BACKWARD = aten.threshold_backward.default
 ADD = aten.add.Tensor
+_WEIGHT = re.compile(r"\._(?:parameters|buffers)\['[^']+'\]$")
 
 
 def value(node: object) -> Any:
     """The fake tensor that a node was traced with, or None."""
     return node.meta.get("val") if isinstance(node, fx.Node) else None
+
+
+def source_of(placeholder: fx.Node) -> str | None:
+    """Where Dynamo found an input, if that is a parameter or a buffer of a module."""
+    source = getattr(placeholder, "_dynamo_source", None)
+    name = str(source.name if not callable(source.name) else source.name()) if source else ""
+    return name if _WEIGHT.search(name) else None
 
 
 def is_weight(node: object) -> bool:

@@ -6,21 +6,22 @@ The ops themselves write into tensors that they are given; the functions lease t
 
 from __future__ import annotations
 
+from fastadv._fakes import no_result
 from fastadv.engine import reference, reference_dense, reference_direct
-from fastadv.ops import _define, _no_result
+from fastadv.ops import _define
 
 _define(
     "winograd_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
     "Tensor? mask, int padding, bool relu) -> ()",
     reference.winograd_,
-    _no_result,
+    no_result,
 )
 _define(
     "winograd_weights_",
     "(Tensor(a!) weights, Tensor weight, Tensor? scale, bool gradient) -> ()",
     reference.winograd_weights_,
-    _no_result,
+    no_result,
 )
 _define(
     "direct_",
@@ -28,20 +29,20 @@ _define(
     "Tensor? mask, int[] kernel, int[] stride, int[] padding, int[] dilation, bool gradient, "
     "bool relu) -> ()",
     reference_direct.direct_,
-    _no_result,
+    no_result,
 )
 _define(
     "relu_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor? residual, Tensor? mask) -> ()",
     reference.relu_,
-    _no_result,
+    no_result,
 )
 _define(
     "affine_relu_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor scale, Tensor? shift, Tensor? residual, "
     "Tensor? mask) -> ()",
     reference.affine_relu_,
-    _no_result,
+    no_result,
 )
 _define(
     "fingerprint",
@@ -56,12 +57,12 @@ _define(
     "Tensor[] biases, int[] sizes, int[] activations, float[] leaks, Tensor y, Tensor? target, "
     "int head, bool targeted) -> ()",
     reference_dense.dense_pgd_,
-    _no_result,
+    no_result,
 )
 _define(
     "dense_pass_",
     "(Tensor(a!) to, Tensor(b!) slopes, Tensor from_, Tensor[] weights, Tensor[] gradients, "
     "Tensor[] biases, int[] sizes, int[] activations, float[] leaks, bool gradient) -> ()",
     reference_dense.dense_pass_,
-    _no_result,
+    no_result,
 )
