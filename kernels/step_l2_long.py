@@ -3,8 +3,7 @@
 `moments_l2` writes each program's share of the sums, 32 B; `step_l2_long` adds a sample's shares in
 their order, or makes the sums itself where it has a whole sample, and moves its share. 12 B read,
 then 12 B read and 4 B written an element: 28 B in float32. It walks backwards, over what the first
-pass left in the cache. Only a program with a whole sample can measure ||v|| where the sums do not
-tell it; programs that share one take a number above it.
+pass left in the cache.
 """
 
 from __future__ import annotations
@@ -72,19 +71,6 @@ def _measured(x_adv, grad, x, base, size, unit, step, C: tl.constexpr, BLOCK: tl
     return tl.sum(vv)
 
 
-@triton.jit
-def _bounded(vv, d, stride, cancels, C: tl.constexpr):
-    """||v||^2 of the moments, where programs share a sample: none may read x_adv again, which others
-    write already. Where the moments do not tell it, something above it: v stays in the ball."""
-    if C == tl.float64:
-        rounding = 2.0**-50
-    else:
-        rounding = 2.0**-21
-    above = tl.sqrt(tl.maximum(vv, 0.0)) + rounding * (d + stride)
-    vv = tl.where(cancels, above * above, vv)
-    return tl.where((vv - vv) == 0, vv, (d + stride) * (d + stride))  # sums beyond float64
-
-
 @triton.jit(do_not_specialize=("units", "share"))
 def moments_l2(
     x_adv, grad, x, shares, units: tl.int32, share: tl.int32, UNIT: tl.constexpr,
@@ -126,7 +112,8 @@ def step_l2_long(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j) moves `share` tiles of sample i. shares: of moments_l2, of at most PARTS
-    programs a sample; None: one program a sample makes the sums first."""
+    programs a sample; None: one program a sample makes the sums first.
+    """
     C: tl.constexpr = step_size.dtype.element_ty
     size = units * UNIT
     sample = tl.program_id(0).to(tl.int64)
@@ -135,23 +122,25 @@ def step_l2_long(
         dd, dg, gg, largest = _moments(x_adv, grad, x, base, 0, size, size, C, BLOCK)
     else:
         dd, dg, gg, largest = _added(shares, sample, PARTS)
+    by_step = tl.load(step_size + sample * step_stride)
     length = tl.sqrt(gg)
     unit = unit_of(length, largest.to(C), STEEPEST)
-    if unit != 1:
-        length = _length_in_units(grad, base, size, unit, C, BLOCK)
-    step = step_of(length, tl.load(step_size + sample * step_stride), unit, STEEPEST)
-    by = step.to(tl.float64)
-    stride_squared = (by * length) * (by * length)
-    vv = dd + 2 * by * (dg / unit) + stride_squared
-    cancels = (dd > 0) & (vv <= 1e-3 * (dd + stride_squared))
-    if shares is None:
-        if (unit != 1) | cancels:
-            vv = _measured(x_adv, grad, x, base, size, unit, step, C, BLOCK)
-    else:
-        vv = _bounded(vv, tl.sqrt(dd), by * length, cancels, C)
+    step = step_of(length, by_step, unit, STEEPEST)
+    dot = step.to(tl.float64) * dg
+    stride_squared = (step.to(tl.float64) * length) * (step.to(tl.float64) * length)
+    vv = dd + 2 * dot + stride_squared
+    part = tl.program_id(1)
+    begin = part * share * BLOCK
+    end = tl.minimum(begin + share * BLOCK, size)
+    if (unit != 1) | ((dd > 0) & (vv <= 1e-3 * (dd + stride_squared))):
+        # One program alone takes the sample: the others would read what it writes.
+        begin = part * 0
+        end = tl.where(part == 0, size, 0)
+        length = _length_in_units(grad, base, end, unit, C, BLOCK)
+        step = step_of(length, by_step, unit, STEEPEST)
+        vv = _measured(x_adv, grad, x, base, end, unit, step, C, BLOCK)
     scale, outside = scale_of(vv, tl.load(radius + sample * radius_stride), size)
-    begin = tl.program_id(1) * share * BLOCK
-    tiles = tl.cdiv(tl.minimum(begin + share * BLOCK, size) - begin, BLOCK)
+    tiles = tl.cdiv(end - begin, BLOCK)
     for i in range(0, tiles):
         first = begin + (tiles - 1 - i) * BLOCK
         lanes = first + tl.arange(0, BLOCK)
