@@ -5,6 +5,10 @@ then runs on reference.py. fastadv/_build.json says what was built, or why somet
 
 Environment:
     FASTADV_REQUIRE_NATIVE=1  a missing extension is an error (the Makefile and CI set it)
+    FASTADV_CUDA              1: build _C_cuda, or say why not; 0: do not; else it is built where
+                              nvcc and a torch with CUDA are found
+    FASTADV_CUDA_ARCHITECTURES  as CMake takes them, as in "90-real"; else sm_80, sm_90, sm_100, PTX
+    CUDACXX, CUDA_HOME        where nvcc is, if not in PATH or /usr/local/cuda
     FASTADV_TORCH_DIR         torch's package folder, where it is not found by itself
     CXX, CXXFLAGS             as CMake reads them
 """
@@ -78,6 +82,46 @@ def find_torch() -> tuple[Path, str]:
     return folder.resolve(), match[1]
 
 
+def find_nvcc() -> str:
+    """CUDA's compiler."""
+    if named := os.environ.get("CUDACXX"):
+        if path := shutil.which(named):
+            return path
+        raise Unavailable(f"CUDACXX must name nvcc, got {named!r}, which is not there")
+    folders = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    places = [str(Path(folder) / "bin") for folder in folders if folder]
+    path = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(places))
+    if not path:
+        raise Unavailable(
+            "nvcc is missing: install the CUDA toolkit, and name its folder in CUDA_HOME if it "
+            "is neither in PATH nor /usr/local/cuda"
+        )
+    return path
+
+
+def choose_cuda(torch: Path | None, reason: str | None) -> tuple[str | None, str | None]:
+    """nvcc if `_C_cuda` is to be built, else None and why not. FASTADV_CUDA=1 asks for it.
+
+    `reason`: why there is no torch.
+    """
+    asked = os.environ.get("FASTADV_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"fastadv: FASTADV_CUDA must be 0 or 1, got {asked!r}")
+    if asked == "0":
+        return None, "FASTADV_CUDA=0"
+    try:
+        if torch is None:
+            raise Unavailable(str(reason))
+        version = (torch / "version.py").read_text()
+        if not asked and not re.search(r"^cuda: .*= ['\"]", version, re.M):
+            raise Unavailable("torch was built without CUDA (FASTADV_CUDA=1 compiles it even so)")
+        return find_nvcc(), None
+    except Unavailable as why:
+        if asked:
+            raise SystemExit(f"fastadv: FASTADV_CUDA=1, but {why}") from why
+        return None, str(why)
+
+
 def find_compiler() -> str:
     """The C++ compiler that CMake will take."""
     if sys.platform == "win32":
@@ -143,12 +187,14 @@ def call(command: list[str]) -> None:
         raise Unavailable(f"the C++ build failed: {error} (`pip install -v` shows all of it)")
 
 
-def configure_and_compile(torch: Path | None) -> tuple[Path, dict[str, object]]:
+def configure_and_compile(torch: Path | None, nvcc: str | None) -> tuple[Path, dict[str, object]]:
     """One CMake build of everything; returns where the results are, and the facts."""
     compiler = find_compiler()
     find_headers()
     # CMake keeps its first compiler and source folder for good, so each pair has a build folder.
-    key = hashlib.sha256(f"{ROOT} {compiler} {os.environ.get('CXX')}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{ROOT} {compiler} {os.environ.get('CXX')} {nvcc}".encode()).hexdigest()[
+        :8
+    ]
     folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{key}"
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
@@ -157,7 +203,14 @@ def configure_and_compile(torch: Path | None) -> tuple[Path, dict[str, object]]:
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={find_pybind11()}",
         f"-DFASTADV_TORCH_DIR={torch or ''}",
+        f"-DFASTADV_CUDA={'ON' if nvcc else 'OFF'}",
     ]
+    if nvcc:
+        architectures = os.environ.get("FASTADV_CUDA_ARCHITECTURES", "")
+        configure += [
+            f"-DCMAKE_CUDA_COMPILER={nvcc}",
+            f"-DFASTADV_CUDA_ARCHITECTURES={architectures}",
+        ]
     try:
         call(configure)
     except Unavailable:  # a folder that an older CMake or another Python left behind
@@ -169,7 +222,7 @@ def configure_and_compile(torch: Path | None) -> tuple[Path, dict[str, object]]:
 
 
 class BuildExtensions(build_ext):
-    """`_C`, `_native` and _build.json, placed so that a stop half way leaves no mixture."""
+    """`_C`, `_native`, `_C_cuda` and _build.json, placed so that no stop leaves a mixture."""
 
     def run(self) -> None:
         facts: dict[str, object] = {"extensions": [], "reason": None, "torch": None}
@@ -179,9 +232,19 @@ class BuildExtensions(build_ext):
                 torch, facts["torch"] = find_torch()
             except Unavailable as reason:  # `_native` needs no torch
                 facts["reason"] = str(reason)
-            results, built = configure_and_compile(torch)
+            why = facts["reason"]
+            nvcc, facts["cuda_reason"] = choose_cuda(torch, why if isinstance(why, str) else None)
+            try:
+                results, built = configure_and_compile(torch, nvcc)
+            except Unavailable as reason:
+                if nvcc is None or os.environ.get("FASTADV_CUDA"):
+                    raise
+                facts["cuda_reason"] = str(reason)
+                results, built = configure_and_compile(torch, None)
             facts |= built
         except Unavailable as reason:
+            if os.environ.get("FASTADV_CUDA") == "1":
+                raise SystemExit(f"fastadv: FASTADV_CUDA=1, but {reason}") from reason
             facts["reason"] = str(reason)
         self.place(results, facts)
 

@@ -8,7 +8,7 @@
 #include <optional>
 #include <string>
 
-#include "cpu/kernels.h"
+#include "args.h"
 
 namespace {
 
@@ -64,10 +64,14 @@ Layout layout_of(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(is_channels_last(t), "`", name, "` must be contiguous or channels_last");
   return {samples, size, channels, 1};
 }
+bool same_device(const Tensor& a, const Tensor& b) {
+  if (a.is_cpu()) return b.is_cpu();
+  return a.is_cuda() && b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
 void check_like(const Tensor& t, const char* name, const Tensor& like, const char* like_name) {
-  bool same = t.dim() == like.dim() && t.is_cpu();
+  bool same = t.dim() == like.dim() && same_device(t, like);
   for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
-  STD_TORCH_CHECK(same, "`", name, "` must be ", shape(like), " on the CPU like `", like_name,
+  STD_TORCH_CHECK(same, "`", name, "` must be ", shape(like), " on the device of `", like_name,
                   "`, got ", shape(t));
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), "`", name, "` must have the dtype of `",
                   like_name, "`");
@@ -88,20 +92,22 @@ void check_apart(const void* updated, int64_t bytes, const char* name, const voi
 int64_t bytes_of(DType dtype, int64_t elements) {
   return elements * (dtype == fastadv::kFloat64 ? 8 : dtype == fastadv::kFloat32 ? 4 : 2);
 }
-fastadv::PerSample per_sample(const Tensor& t, const char* name, int64_t samples, DType dtype) {
+fastadv::PerSample per_sample(const Tensor& t, const char* name, int64_t samples, DType dtype,
+                              const Tensor& data) {
   const bool one = t.dim() == 0 || (t.dim() == 1 && t.size(0) == 1);
   STD_TORCH_CHECK(one || (t.dim() == 1 && t.size(0) == samples), "`", name, "` must be () or (",
                   samples, "), got ", shape(t));
-  STD_TORCH_CHECK(t.scalar_type() == compute_dtype(dtype) && t.is_cpu(), "`", name,
-                  "` must be float64 on the CPU for float64 data, float32 for all other");
+  STD_TORCH_CHECK(t.scalar_type() == compute_dtype(dtype) && same_device(t, data), "`", name,
+                  "` must be float64 for float64 data, float32 for all other, on its device");
   return {t.const_data_ptr(), one ? 0 : t.stride(0)};
 }
-fastadv::Box box_of(const std::optional<Tensor>& bounds, const Layout& layout, DType dtype) {
+fastadv::Box box_of(const std::optional<Tensor>& bounds, const Layout& layout, DType dtype,
+                    const Tensor& data) {
   if (!bounds) return {};
   const Tensor& t = *bounds;
   const int64_t channels = t.dim() == 2 ? t.size(1) : 1;
   STD_TORCH_CHECK((t.dim() == 1 || t.dim() == 2) && t.size(0) == 2 && t.is_contiguous() &&
-                      t.is_cpu() && (t.dim() == 1 || channels == layout.channels),
+                      same_device(t, data) && (t.dim() == 1 || channels == layout.channels),
                   "`bounds` must be (2,) or (2, ", layout.channels, "), got ", shape(t));
   STD_TORCH_CHECK(t.scalar_type() == compute_dtype(dtype),
                   "`bounds` must be float64 for float64 data, float32 for all other");

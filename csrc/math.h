@@ -93,6 +93,19 @@ FASTADV_FN double constant<double>(double value) {
   return value;
 }
 
+template <class C>
+FASTADV_FN C largest_number() {
+  return constant<C>(sizeof(C{}[0]) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023);
+}
+template <>
+FASTADV_FN float largest_number<float>() {
+  return 0x1.fffffep127f;
+}
+template <>
+FASTADV_FN double largest_number<double>() {
+  return 0x1.fffffffffffffp1023;
+}
+
 template <class T>
 struct Format {  // float and double are their own bits
   template <class C>

@@ -20,9 +20,11 @@ class BuildInfo:
     compiler: str | None = None
     flags: str | None = None
     torch: str | None = None  # the version whose headers `_C` was built with
+    cuda_reason: str | None = None  # why `_C_cuda` is missing; None where it is there
+    cuda_architectures: tuple[str, ...] = ()  # CMake's: "80-real" is code, "100" PTX too
 
     def path(self, name: str) -> Path | None:
-        """The file of the extension `name` ("_C" or "_native"), or None if it was not built."""
+        """The file of an extension ("_C", "_native", "_C_cuda"), or None if it was not built."""
         files = (self.folder / file for file in self.extensions if file.split(".")[0] == name)
         return next((file for file in files if file.is_file()), None)
 
@@ -41,4 +43,6 @@ def read(folder: Path = _HERE) -> BuildInfo:
         compiler=facts.get("compiler"),
         flags=facts.get("flags"),
         torch=facts["torch"],
+        cuda_reason=facts.get("cuda_reason"),
+        cuda_architectures=tuple(facts.get("cuda_architectures", ())),
     )

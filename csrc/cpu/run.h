@@ -10,21 +10,6 @@ namespace fastadv {
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
 
-struct UniversalArgs {
-  void* delta;          // size elements of the data's dtype, updated in place
-  void* velocity;       // size elements of the compute dtype, updated in place; or null
-  const void* grads;    // samples * size elements of the data's dtype
-  const void* weights;  // samples, in the compute dtype; or null for ones
-  int64_t samples;
-  int64_t size;
-  PerSample step_size;  // of one sample
-  PerSample radius;
-  double momentum;
-  bool signs;
-  bool steepest;
-  double top;
-};
-
 void run_step(Norm norm, DType dtype, const StepArgs& args, ParallelFor parallel);
 void run_universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor parallel);
 void run_head(Head head, DType dtype, const HeadArgs& args, ParallelFor parallel);

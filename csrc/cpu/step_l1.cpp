@@ -10,6 +10,7 @@
 // x_adv left x, or |grad| may be among the largest. A step moves 1%, and the projection of an
 // attack under way leaves no more than that off x, so what follows works on a twentieth of the
 // sample, in a cache, and writes back no more than that.
+#include "../sample.h"
 #include "declare.h"
 #include "select.h"
 #include "sweep.h"
@@ -45,17 +46,6 @@ struct Direction {
     return steepest ? signed_stride : stride * grad;
   }
 };
-
-template <class V>
-FASTADV_FN V magnitude_of_move(V u) {  // a raw step may be beyond the numbers: NaN alone passes
-  const V most = constant<V>(sizeof(u[0]) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023);
-  const V m = turn(u, u);
-  return m > most ? most : m;
-}
-template <class V>
-FASTADV_FN V cap_of(V u, V origin, V lower, V upper) {
-  return clamp(u > 0 ? upper - origin : origin - lower, V{}, constant<V>(__builtin_inf()));
-}
 
 // The elements that matter, packed, in the memory of a thread.
 template <class C>
@@ -156,8 +146,7 @@ template <class T, class G, bool kHasX, class C>
 Direction<C> steepest(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, double step_size,
                       double top, Elements<C>& elements) {
   using V = Vector<C>;
-  int64_t k = int64_t(top * double(sample.size) + .5);
-  k = k < 1 ? 1 : (k > sample.size ? sample.size : k);
+  const int64_t k = moving_of(top, sample.size);
   C least = likely_below(sample.grad, sample.size, k, elements.magnitude);
   if (pack(sample, sweep, least, elements) < k) {  // the sample misled
     least = 0;
@@ -180,11 +169,7 @@ Direction<C> steepest(Sample<T, G, kHasX> sample, const Sweep<C>& sweep, double 
   return {true, smallest, constant<V>(stride)};
 }
 
-// The sum of what a threshold leaves, and how many coordinates still fall with it.
-struct Left {
-  double sum;
-  int64_t falling;
-};
+// What a threshold leaves.
 template <class C>
 Left left_by(const Elements<C>& elements, C threshold) {
   using V = Vector<C>;
@@ -219,29 +204,6 @@ double measure(const Direction<C>& direction, Elements<C>& elements) {
   return double(most);
 }
 
-// The threshold t that leaves a sum just under `radius`, and never above it; 0 leaves `left`.
-template <class C>
-C threshold_for(const Elements<C>& elements, double largest, Left left, double radius,
-                double room) {
-  const double target = radius * (1 - 2.5 * room);
-  C lower = 0, upper = C(largest);  // leave more than the target, and not more than radius
-  C at = 0;
-  for (int i = 0; i < 64; ++i) {
-    C next = left.falling > 0 ? C(at + (left.sum - target) / double(left.falling)) : lower;
-    if (!(next > lower && next < upper)) next = lower + (upper - lower) / 2;
-    if (!(next > lower && next < upper)) break;  // neighbours
-    at = next;
-    left = left_by(elements, at);
-    if (left.sum > radius * (1 - 2 * room)) {
-      lower = at;
-    } else {
-      upper = at;
-      if (left.sum >= radius * (1 - 3 * room)) break;
-    }
-  }
-  return upper;
-}
-
 template <class T, class C>
 void write(T* x_adv, const Elements<C>& elements, const Direction<C>& direction, bool inside,
            C threshold) {
@@ -273,8 +235,7 @@ void step_l1(const StepArgs& args, int64_t begin, int64_t end) {
   static thread_local Elements<C> elements;
   const Sweep<C> sweep(args.box);
   elements.reserve(args.size, sweep);
-  const double rounding = sizeof(C) == 4 ? 0x1p-24 : 0x1p-53;
-  const double room = 16 * rounding + double(args.size) * 0x1p-53;  // see slack() in step_l2.cpp
+  const double room = slack<C>(args.size);
   for (int64_t i = begin; i < end; ++i) {
     const Sample<T, G, kHasX> sample(args, i);
     const C step_size = value_of<C>(args.step_size, i), radius = value_of<C>(args.radius, i);
@@ -287,8 +248,9 @@ void step_l1(const StepArgs& args, int64_t begin, int64_t end) {
     const double largest = measure(direction, elements);
     const Left left = left_by(elements, C(0));
     const bool inside = left.sum <= double(radius) * (1 - room);
-    const C threshold =
-        inside ? C(0) : threshold_for(elements, largest, left, double(radius), room);
+    const C threshold = inside ? C(0)
+                               : threshold_for<C>([&](C t) { return left_by(elements, t); },
+                                                  largest, left, double(radius), room);
     write(sample.x_adv, elements, direction, inside, threshold);
   }
 }

@@ -17,7 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from bench.aot import CACHE, SHARED_LIMIT
+from bench.aot import CACHE
+from bench.machine_code import SHARED_LIMIT
 from tests.emulator.ptx import Stats, run
 
 Edit = Callable[[str], str]
@@ -107,7 +108,7 @@ class _Launcher:
         device.launches.append(Launch(self.metadata.name, (x, y, z), threads, given, stats))
 
 
-class Driver(DriverBase):
+class Driver(DriverBase):  # type: ignore[misc]
     def __init__(self, device: Device) -> None:
         self.device = device
         self.utils = _Utils(self)

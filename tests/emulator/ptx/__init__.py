@@ -6,8 +6,8 @@ way within what PTX's manual allows.
 """
 
 from tests.emulator.ptx.errors import PtxError
-from tests.emulator.ptx.launch import run
+from tests.emulator.ptx.launch import Struct, run
 from tests.emulator.ptx.machine import Stats
 from tests.emulator.ptx.program import entries
 
-__all__ = ["PtxError", "Stats", "entries", "run"]
+__all__ = ["PtxError", "Stats", "Struct", "entries", "run"]

@@ -104,7 +104,7 @@ def _counting(ins: Instruction, kind: Type) -> Callable[[Array], Array]:
 
     def count(a: Array) -> Array:
         if ins.parts[0] == "popc":
-            return _bits(a).sum(-1).astype(np.uint32)
+            return np.asarray(_bits(a).sum(-1).astype(np.uint32))
         if ins.parts[0] == "clz":
             return (8 * kind.size - 1 - highest(a)).astype(np.uint32)
         of = np.where(a < 0, ~a, a) if kind.is_signed else a

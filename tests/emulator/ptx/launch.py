@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,9 +16,17 @@ from tests.emulator.ptx.machine import Machine, Stats, Step, batches, smallest, 
 from tests.emulator.ptx.memory import AddressMap, Space
 from tests.emulator.ptx.program import Parameter, Program, parse
 from tests.emulator.ptx.races import Threads
-from tests.emulator.ptx.types import TYPES, Array
+from tests.emulator.ptx.types import TYPES, Array, Type
 
-Argument = np.ndarray | torch.Tensor | int | float | bytes  # bytes: a struct, as it is passed
+Argument = np.ndarray | torch.Tensor | int | float | None  # None: a null pointer
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A struct that is passed by value: "u64 u64 b8" and its members, laid out as C does."""
+
+    types: str
+    members: tuple[Argument, ...]
 
 
 @lru_cache(maxsize=64)
@@ -29,7 +37,7 @@ def _compiled(ptx: str, kernel: str) -> tuple[Program, list[Step]]:
 
 def run(
     ptx: str,
-    args: Sequence[Argument],
+    args: Sequence[Argument | Struct],
     grid: int | Sequence[int],
     block: int | Sequence[int],
     *,
@@ -38,7 +46,7 @@ def run(
     races: bool = True,
     lanes: int = 16384,
 ) -> Stats:
-    """Runs a kernel on arrays (NumPy's or torch's, contiguous, updated in place) and numbers.
+    """Runs a kernel on arrays (NumPy's or torch's, dense, updated in place), numbers and structs.
 
     `block`: threads. `shared_bytes`: dynamic shared memory. `kernel`: its name, or a part that no
     other kernel's name holds. `lanes`: how many threads run at once. Pointers that Triton adds at
@@ -71,15 +79,15 @@ def run(
 class _Arrays:
     """The arguments: arrays in the address map, all of them as the parameters' bytes."""
 
-    def __init__(self, program: Program, args: Sequence[Argument]) -> None:
+    def __init__(self, program: Program, args: Sequence[Argument | Struct]) -> None:
         missing = program.parameters[len(args) :]
         if len(args) > len(program.parameters) or any(p.kind != "u64" for p in missing):
             raise PtxError(f"{len(program.parameters)} arguments are expected, got {len(args)}")
         self.bytes: list[Array] = []
         self.arguments: list[int] = []  # the position of each array's argument
         where: dict[tuple[int, int], int] = {}
-        index: dict[int, int] = {}
-        for i, argument in enumerate(args):
+        index: dict[int, int] = {}  # of an object's array
+        for i, argument in enumerate(_flat(args)):
             if isinstance(argument, np.ndarray | torch.Tensor):
                 view = _bytes_of(argument)
                 key = (view.ctypes.data, view.nbytes)
@@ -87,7 +95,7 @@ class _Arrays:
                     where[key] = len(self.bytes)
                     self.bytes.append(view)
                     self.arguments.append(i)
-                index[i] = where[key]
+                index[id(argument)] = where[key]
         variables = [v for v in program.variables.values() if v.space in ("global", "const")]
         self._constants = [np.frombuffer(v.data, np.uint8) for v in variables]
         self.map = AddressMap(
@@ -97,10 +105,17 @@ class _Arrays:
         self.symbols = {
             v.name: self.map.address(len(self.bytes) + i) for i, v in enumerate(variables)
         }
-        values = [*args, *[0] * len(missing)]
+
+        def number(argument: Argument) -> int | float:
+            if isinstance(argument, np.ndarray | torch.Tensor):
+                return self.map.address(index[id(argument)])
+            return 0 if argument is None else argument
+
         self.parameters = {
-            p.name: _encoded(p, self.map.address(index[i]) if i in index else values[i])
-            for i, p in enumerate(program.parameters)
+            p.name: _structured(p, a, number)
+            if isinstance(a, Struct)
+            else _encoded(TYPES[p.kind], number(a))
+            for p, a in zip(program.parameters, [*args, *[0] * len(missing)], strict=True)
         }
 
     def copy_in(self, memory: Space) -> None:
@@ -115,7 +130,7 @@ class _Arrays:
 
 def _bytes_of(array: np.ndarray | torch.Tensor) -> Array:
     if isinstance(array, torch.Tensor):
-        order = sorted(range(array.dim()), key=lambda i: -array.stride(i))  # channels_last is dense
+        order = sorted(range(array.dim()), key=array.stride, reverse=True)  # channels_last is dense
         dense = array.detach().permute(order)
         if not dense.is_contiguous():
             raise PtxError("a tensor must be dense")
@@ -125,15 +140,35 @@ def _bytes_of(array: np.ndarray | torch.Tensor) -> Array:
     return array.reshape(-1).view(np.uint8)
 
 
-def _encoded(parameter: Parameter, argument: Argument) -> bytes:
-    kind = TYPES[parameter.kind]
-    if isinstance(argument, bytes):
-        if len(argument) != kind.size * max(parameter.count, 1):
-            raise PtxError(f"{parameter.name} has another size than {len(argument)} bytes")
-        return argument
+def _flat(args: Sequence[Argument | Struct]) -> Iterator[Argument]:
+    """Arguments, structs by their members: what Stats counts positions in."""
+    for argument in args:
+        if isinstance(argument, Struct):
+            yield from argument.members
+        else:
+            yield argument
+
+
+def _encoded(kind: Type, number: int | float) -> bytes:
     if kind.is_float:
-        return struct.pack({4: "<f", 8: "<d"}[kind.size], float(argument))
-    return (int(argument) % (1 << 8 * kind.size)).to_bytes(kind.size, "little")
+        return struct.pack({4: "<f", 8: "<d"}[kind.size], float(number))
+    return (int(number) % (1 << 8 * kind.size)).to_bytes(kind.size, "little")
+
+
+def _structured(
+    parameter: Parameter, value: Struct, number: Callable[[Argument], int | float]
+) -> bytes:
+    """Members at multiples of their sizes, the whole a multiple of the largest."""
+    data, largest = b"", 1
+    for name, member in zip(value.types.split(), value.members, strict=True):
+        kind = TYPES[name]
+        largest = max(largest, kind.size)
+        data = data.ljust(-(-len(data) // kind.size) * kind.size, b"\0")
+        data += _encoded(kind, number(member))
+    data = data.ljust(-(-len(data) // largest) * largest, b"\0")
+    if len(data) != parameter.count:
+        raise PtxError(f"{parameter.name} has {parameter.count} bytes, the struct {len(data)}")
+    return data
 
 
 @dataclass

@@ -11,7 +11,7 @@ from tests.emulator.ptx import operands, rounding
 from tests.emulator.ptx.elementwise import check, elementwise
 from tests.emulator.ptx.errors import PtxError
 from tests.emulator.ptx.program import Instruction, Program, members
-from tests.emulator.ptx.types import PACKED, SIGNED, TYPES, UNSIGNED, Array, Type, encode, unpack
+from tests.emulator.ptx.types import PACKED, TYPES, UNSIGNED, Array, Type, encode, unpack
 
 if TYPE_CHECKING:
     from tests.emulator.ptx.machine import Machine, Step
@@ -51,14 +51,14 @@ def compile_bits(program: Program, ins: Instruction) -> Step:
 
 def _left(a: Array, by: Array) -> Array:
     width = 8 * a.dtype.itemsize
-    shifted = a << np.minimum(by, width - 1).astype(a.dtype)
+    shifted = np.asarray(a << np.minimum(by, width - 1).astype(a.dtype))
     return np.where(by >= width, a.dtype.type(0), shifted)
 
 
 def _right(a: Array, by: Array) -> Array:
     """Shifts by the width or more leave the sign, or nothing."""
     width = 8 * a.dtype.itemsize
-    shifted = a >> np.minimum(by, width - 1).astype(a.dtype)
+    shifted = np.asarray(a >> np.minimum(by, width - 1).astype(a.dtype))
     return shifted if a.dtype.kind == "i" else np.where(by >= width, a.dtype.type(0), shifted)
 
 
@@ -109,7 +109,8 @@ def _extract(a: Array, position: Array, length: Array) -> Array:
         return np.asarray(field & keep)
     top = np.minimum(position + length - np.uint32(1), np.uint32(width - 1))
     negative = (_right(a.view(unsigned), top) & unsigned(1)).astype(np.bool_) & (length > 0)
-    return np.where(negative, field | ~keep, field & keep).astype(unsigned).view(a.dtype)
+    extended = np.where(negative, field | ~keep, field & keep).astype(unsigned)
+    return np.asarray(extended.view(a.dtype))
 
 
 def _insert(field: Array, into: Array, position: Array, length: Array) -> Array:
@@ -199,9 +200,11 @@ def compile_set(program: Program, ins: Instruction) -> Step:
 def compile_selp(program: Program, ins: Instruction) -> Step:
     check(ins, set())
     kind = TYPES[f"b{8 * TYPES[ins.parts[-1]].size}"]
-    return elementwise(
-        program, ins, kind, [kind, kind, TYPES["pred"]], lambda a, b, p: np.where(p, a, b)
-    )
+
+    def choose(a: Array, b: Array, first: Array) -> Array:
+        return np.where(first, a, b)
+
+    return elementwise(program, ins, kind, [kind, kind, TYPES["pred"]], choose)
 
 
 def compile_mov(program: Program, ins: Instruction) -> Step:
@@ -230,7 +233,3 @@ def compile_mov(program: Program, ins: Instruction) -> Step:
             m.put(name, encode(shifted.astype(part.number), part), active)
 
     return step
-
-
-def signed(v: Array) -> Array:
-    return v.view(SIGNED[v.dtype.itemsize])

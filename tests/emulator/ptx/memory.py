@@ -48,7 +48,7 @@ class Space:
 
     def rows(self, size: int, count: int) -> Array:
         """The bytes as rows of `count` numbers of `size` bytes."""
-        return self.bytes.view(UNSIGNED[size]).reshape(-1, count)
+        return np.asarray(self.bytes.view(UNSIGNED[size]).reshape(-1, count))
 
     def places(self, access: Access) -> Array:
         each = np.arange(max(access.size // self.granule, 1))

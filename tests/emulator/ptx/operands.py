@@ -33,7 +33,7 @@ def constant(text: str, kind: Type) -> Array | None:
     else:
         return None
     width = {4: np.float32, 8: np.float64}[kind.size]
-    return np.asarray(width(number)).view(UNSIGNED[kind.size])
+    return np.asarray(np.asarray(width(number)).view(UNSIGNED[kind.size]))
 
 
 def bits(program: Program, operand: str, kind: Type) -> Reader:

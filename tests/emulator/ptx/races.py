@@ -66,7 +66,7 @@ class Races:
         self._note(self.writer, places, np.broadcast_to(lane, places.shape), lane)
         self.written[places] = PENDING if pending else np.broadcast_to(now, places.shape)
         self.reader[places], self.atomic[places] = NOBODY, False
-        return writes.any(1), reads.any(1)
+        return np.asarray(writes.any(1)), np.asarray(reads.any(1))
 
     def update(self, places: Array, lanes: Array, stamps: Array) -> Array:
         """A write that other updates may stand beside: whether it races with anything else."""

@@ -54,8 +54,8 @@ def reach(
             f"out of bounds: {size} bytes at byte {int(addresses[bad][0])} of {limit} in {space} "
             f"memory: {text}"
         )
-    base = (lanes // m.per_block if shared else lanes) * room
-    return (m.shared if shared else m.local), Access(lanes, base + addresses, size, text)
+    begins = (lanes // m.per_block if shared else lanes) * room
+    return (m.shared if shared else m.local), Access(lanes, begins + addresses, size, text)
 
 
 def compile_ld(program: Program, ins: Instruction) -> Step:

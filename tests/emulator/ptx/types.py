@@ -82,7 +82,8 @@ def pack(low: Array, high: Array, kind: Type) -> Array:
     part = TYPES[PACKED[kind.name]]
     whole = UNSIGNED[kind.size]
     shift = whole(8 * part.size)
-    return encode(low, part).astype(whole) | (encode(high, part).astype(whole) << shift)
+    low, high = (encode(v, part).astype(whole) for v in (low, high))
+    return np.asarray(low | (high << shift))
 
 
 def pairwise(function: Callable[..., Array], kind: Type) -> Callable[..., Array]:

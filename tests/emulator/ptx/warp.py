@@ -31,7 +31,7 @@ def _together(m: Machine, active: Array, mask: Array, text: str) -> Array:
     missing = (named.astype(np.bool_) & ~running[:, None, :]).any(2) & running
     if missing.any():
         raise PtxError(f"a warp's lanes are not all here: {text}")
-    return running.any(1)
+    return np.asarray(running.any(1))
 
 
 def compile_shfl(program: Program, ins: Instruction) -> Step:
