@@ -41,6 +41,8 @@ ATTACKS = {
     "callable": fa.pgd(LINF, steps=4, objective=lambda z, y: -z.gather(1, y[:, None])[:, 0]),
     "train": fa.pgd(LINF, steps=4, mode="train"),
     "fooled": fa.pgd(fa.Linf(0.02), steps=20, stop="fooled"),
+    "cycle": fa.pgd(fa.Linf(0.02), steps=60, stop="cycle"),
+    "resolved": fa.pgd(fa.Linf(0.02), steps=60, stop="resolved"),
     "fooled momentum": fa.Attack(LINF, fa.Momentum(0.005), 20, stop="fooled"),
 }
 AIMS: dict[str, dict[str, Tensor]] = {
@@ -51,7 +53,7 @@ AIMS: dict[str, dict[str, Tensor]] = {
     "labels of another type": {"y": Y.to(torch.uint8)},
 }
 CASES = [(name, "y") for name in ATTACKS]
-CASES += [(name, aim) for name in ("linf", "fooled") for aim in AIMS if aim != "y"]
+CASES += [(name, aim) for name in ("linf", "resolved") for aim in AIMS if aim != "y"]
 
 
 @dataclass
@@ -121,6 +123,51 @@ def test_a_stop_is_looked_for_every_few_steps(made: list[FakeGraphs]) -> None:
     assert two.log().count("replay") == 8  # all are fooled at the start, and seen to be before 8
     assert other.forwards == (8 + 1) * len(X)
     assert_same(*two.run(attack, y=wrong.roll(1)))
+
+
+@pytest.mark.parametrize(
+    ("stop", "layout"),
+    [
+        ("fooled", torch.contiguous_format), ("cycle", torch.channels_last),
+        ("resolved", torch.contiguous_format),
+    ],
+)  # fmt: skip
+def test_a_stop_goes_on_with_smaller_batches(
+    stop: str, layout: torch.memory_format, made: list[FakeGraphs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half as many samples, a quarter, ...; each ends where it ends in the ordinary loop."""
+    monkeypatch.setattr(replay, "LEAST", 3)
+    model, g = Rowwise(), seeded(4)
+    x = torch.rand(24, 3, 8, 8, generator=g).contiguous(memory_format=layout)
+    y, target = model(x).topk(2).indices.unbind(1)
+    radius = torch.rand(24, generator=g) * 1.5
+    two = pair(made, model)
+    attack = fa.Attack(fa.L2(1.0), fa.Steepest(0.2), 50, stop=stop)
+    for given in ({"y": y}, {"y": y, "target": target}):
+        one, other = two.run(attack, x, radius=radius, **given)
+        assert_same(one, other)
+        assert one.forwards < other.forwards < 0.8 * other.forwards_full
+    sizes = [len(program.done) for program in two.fast._replays._programs.values()]
+    assert {24, 12, 6} <= set(sizes) <= {24, 12, 6, 3}
+    again = attack.run(two.fast, x, y, radius=radius, generator=seeded(1))
+    two.log()
+    assert torch.equal(
+        attack.run(two.fast, x, y, radius=radius, generator=seeded(1)).x_adv, again.x_adv
+    )
+    assert "capture" not in two.log()
+
+
+def test_a_cycle_needs_a_deterministic_model(made: list[FakeGraphs]) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x + 0.01 * torch.rand_like(x))
+
+    with pytest.raises(ValueError, match="`model` must be deterministic"):
+        fa.pgd(LINF, steps=20, stop="cycle")(fa.compile(Noisy()), X, Y)
 
 
 def test_shapes_dtypes_and_layouts_are_captured_apart(made: list[FakeGraphs]) -> None:
@@ -199,6 +246,17 @@ def test_a_replaced_module_and_parameter_are_seen(made: list[FakeGraphs]) -> Non
     assert two.log().count("capture") == 3
 
 
+class Rowwise(nn.Module):
+    """Sums in each sample's own rows: its bits do not depend on what else is in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 192, generator=seeded(8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, None] * self.weight).sum(2) / 8
+
+
 class Wrapped(nn.Module):
     """Does something more at each forward."""
 
@@ -251,7 +309,6 @@ def test_attacks_that_are_not_captured(made: list[FakeGraphs]) -> None:
     fast, strict = fa.compile(model), fa.compile(model, graph=True)
     for attack, why in (
         (fa.apgd(LINF, steps=5), "apgd goes by the losses"),
-        (fa.pgd(LINF, steps=5, stop="cycle"), "stop='cycle' keeps a history"),
         (fa.pgd(LINF, steps=0), "it has no steps"),
     ):
         expected = attack.run(fa.compile(model, graph=False), X, Y, generator=seeded(1))
