@@ -35,6 +35,7 @@ _WARNING = (
     "the attack's step cannot be captured in a CUDA graph, and goes step by step: {}. "
     "fa.compile(model, graph=False) asks for no capture"
 )
+_REFUSED = "graph=True, but the step of {} cannot be captured: {}"
 Key = tuple[Hashable, ...]
 
 
@@ -66,7 +67,7 @@ class Replays:
                 self.notes = [f"the last attack replayed a captured step, for x of {size}"]
                 return partial(self._climb, why, problem, what)
         if self.wanted:
-            raise RuntimeError(f"graph=True, but the step of {attack} cannot be captured: {why}")
+            raise RuntimeError(_REFUSED.format(attack, why))
         self.notes = [f"the last attack went step by step, not captured: {why}"]
         return None
 
@@ -122,6 +123,8 @@ class Replays:
         if chosen == size:
             return None
         found = self._program(program.attack, _part(program.problem, chosen), (chosen, *what[1:]))
+        if isinstance(found, str) and self.wanted:
+            raise RuntimeError(_REFUSED.format(program.attack, found))
         return found if isinstance(found, Program) else None
 
     def _program(self, attack: Attack, problem: Problem, what: Key) -> Program | str:
