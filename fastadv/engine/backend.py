@@ -26,7 +26,7 @@ class Compiler:
         self.bfloat16 = bfloat16
         self.rows: list[Row] = []
         self.graphs = 0
-        self.saving = 0.0  # seconds a sample
+        self.saving = 0.0  # seconds, for the batch that was traced
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
