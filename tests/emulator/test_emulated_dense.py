@@ -144,6 +144,7 @@ def test_the_choice_of_tiles():
     assert tile_for(mlp, 2, 132 * 32, HOPPER).rows == 32
     assert tile_for(mlp, 2, 100, HOPPER).rows == 16
     assert tile_for((784, 256, 10), 2, 1 << 20, HOPPER).rows == 32
+    assert tile_for((785, 256, 256, 10), 2, 1 << 20, HOPPER).rows == 32
     assert tile_for(mlp, 2, 1 << 20, Device(148, 232448, 100)).rows == 32
     assert tile_for((784, 512, 512, 10), 4, 1 << 20, HOPPER).rows == 32
     assert tile_for((784, 512, 512, 10), 4, 1 << 20, Device(128, 101376, 89)).rows == 16
