@@ -89,7 +89,8 @@ def _load_cuda(build: _build_info.BuildInfo, wanted: str) -> tuple[str, str]:
     asked = f"FASTADV_BACKEND={wanted}"
     if triton and wanted != "cuda":
         return "triton", asked if wanted == "triton" else "the default: Triton is installed"
-    library, why = build.path("_C_cuda"), "_C_cuda is not built: build with FASTADV_CUDA=1"
+    reason = build.cuda_reason or "build with FASTADV_CUDA=1"
+    library, why = build.path("_C_cuda"), f"_C_cuda is not built: {reason}"
     if library is not None:
         try:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]

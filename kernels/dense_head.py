@@ -54,7 +54,7 @@ def _dlr(z, classes, label, other, TARGETED: tl.constexpr):
     """Of (z_other - z_y) / spread, spread z_1st - z_3rd or z_1st - (z_3rd + z_4th) / 2."""
     v1, i1 = _largest(z, classes)
     rest = tl.where(classes == i1, -float("inf"), z)
-    v2, i2 = _largest(rest, classes)
+    _, i2 = _largest(rest, classes)
     rest = tl.where(classes == i2, -float("inf"), rest)
     v3, i3 = _largest(rest, classes)
     if TARGETED:
@@ -105,7 +105,7 @@ def head_gradient(
     infinite = tl.where((classes < CLASSES) & ((z != z) | (z == float("inf"))), 1, 0)
     z = tl.where(classes < CLASSES, z, -float("inf"))
     valid = live[:, None]
-    if HEAD == BINARY_CROSS_ENTROPY or HEAD == KL:
+    if (HEAD == BINARY_CROSS_ENTROPY) | (HEAD == KL):
         grad, loss = _by_labels(z, classes, y, rows, live, CLASSES, HEAD)
     else:
         label = tl.load(y + rows, live, other=0)[:, None]

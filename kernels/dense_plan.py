@@ -1,4 +1,4 @@
-"""How a stack of linear layers is laid out for dense.py, and in which tiles it is walked through."""
+"""How a stack of linear layers is laid out for dense.py, and in which tiles it is taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Stack(NamedTuple):
 
     Layer l has a matrix (rows[l], widths[l]) at offsets[l]. The width, a power of two, is the side
     that stays in registers: the outputs of layers 0, 2, ..., the inputs of layers 1, 3, ...; the
-    rows are walked through. Outputs stand at places[l] among the biases and the signs of a sample.
+    rows are walked through. Outputs stand at places[l] among the biases and the kept of a sample.
     """
 
     inputs: int
@@ -38,17 +38,15 @@ class Tile:
     stages: int = 2
 
 
-WIDEST = (
-    512  # outputs of a layer that stay in registers: 64 a thread beside as many of the products
-)
+WIDEST = 512  # outputs of a layer in registers: 64 a thread, beside as many of the products
 CLASSES = 128
 LAST_MATRIX = 64 << 10  # bytes: of an even number of layers the last one's is taken at once
 
 # By bytes of a product's number and the widest layer in registers: from many samples to few. What
-# is larger spills; tests/triton/test_dense_compiled.py compiles them all.
+# is larger spills; tests/test_dense_compiled.py compiles them all.
 TILES = {
     (2, 256): (Tile(64, 32, 32, 8), Tile(32, 64, 64, 8), Tile(16, 32, 32, 4)),
-    (2, 512): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
+    (2, 512): (Tile(32, 32, 32, 8, 101 << 10), Tile(16, 32, 32, 8)),
     (4, 256): (Tile(32, 32, 32, 8), Tile(16, 32, 32, 8)),
     (4, 512): (Tile(32, 16, 16, 8, 101 << 10), Tile(16, 16, 16, 8)),
 }
@@ -86,9 +84,10 @@ def tile_for(sizes: tuple[int, ...], itemsize: int, samples: int, device: Device
 
 
 def _takes_64(sizes: tuple[int, ...], device: Device) -> bool:
-    """64 samples a program are what Hopper's wgmma needs; Blackwell's tcgen05 spills (110
-    accesses), and so does a last layer that is taken at once (62)."""
-    return device.capability < 100 and len(sizes) % 2 == 0 and sizes[-1] <= 16
+    """64 samples a program are what Hopper's wgmma needs. Blackwell's tcgen05 spills (95 accesses),
+    and so do odd inputs (15) and a last layer that is taken at once (62)."""
+    plain = len(sizes) % 2 == 0 and sizes[-1] <= 16 and sizes[0] % 16 == 0
+    return plain and device.capability // 10 == 9
 
 
 def _power(size: int) -> int:

@@ -10,11 +10,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-import fastadv.kernels
 import pytest
 import torch
 
 import fastadv as fa
+import fastadv.kernels
 from fastadv.deferred import Deferred
 
 TESTS = Path(__file__).parent
@@ -161,6 +161,18 @@ def test_kernels_are_registered_once_at_the_first_call(
     assert calls == [registry]
     with pytest.raises(ValueError, match="got 'halve' and 'CUDA'"):
         registry.impl("halve", print, "CUDA")
+
+
+def test_every_kernel_of_tritons_is_an_ops() -> None:
+    pytest.importorskip("triton")
+    from fastadv import ops
+
+    found = []
+    library = SimpleNamespace(impl=lambda name, kernel, key: found.append((name, key)))
+    fastadv.kernels.register(library)
+    assert {key for _, key in found} == {"CUDA"}
+    assert {name for name, _ in found} <= set(ops._deferred._kernels)
+    assert {"step_linf_", "step_l2_", "step_l1_", "head", "digest"} <= {name for name, _ in found}
 
 
 def test_a_triton_that_does_not_load_raises_at_each_call(

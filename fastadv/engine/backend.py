@@ -26,7 +26,7 @@ class Compiler:
         self.bfloat16 = bfloat16
         self.rows: list[Row] = []
         self.graphs = 0
-        self.saving = 0.0  # seconds a sample
+        self.saving = 0.0  # seconds, for the batch that was traced
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
@@ -44,7 +44,7 @@ class Compiler:
             return _Runner(module, sources, self.weights)
 
         def backward(module: fx.GraphModule, args: Any) -> Callable[..., Any]:
-            _donate_nothing()
+            donate_nothing()
             return _boxed(module)
 
         compiled = aot_autograd(fw_compiler=forward, bw_compiler=backward, partition_fn=partition)
@@ -85,7 +85,7 @@ def _mark_weights(graph: fx.Graph, sources: list[str | None]) -> None:
             node.meta["source"] = source
 
 
-def _donate_nothing() -> None:
+def donate_nothing() -> None:
     """No buffer is a backward's to write to: graphs may be kept, and run again."""
     context = torch._guards.TracingContext.try_get()
     if context is not None and context.fw_metadata is not None:

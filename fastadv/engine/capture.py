@@ -15,7 +15,14 @@ from fastadv.engine import inductor, worth
 from fastadv.engine.copies import Copies
 from fastadv.engine.dense import Layers
 from fastadv.engine.dense_plan import Climb, Plans, require_precision
-from fastadv.engine.formats import ChannelsLast, NoGradient, in_dtype_of, in_format_of, is_image
+from fastadv.engine.formats import (
+    ChannelsLast,
+    NoGradient,
+    in_dtype_of,
+    in_format_of,
+    is_gray,
+    is_image,
+)
 from fastadv.engine.loans import Lend, alias, detached
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
@@ -56,7 +63,7 @@ class Compiled(nn.Module):
         self._lock = RLock()
         self._variants: dict[Hashable, Callable[[nn.Module, Tensor], Any]] = {}
         self._graphs: dict[str, tuple[Row, ...]] = {}
-        self._bypass = _why_bypass(module)
+        self._bypass = _why_bypass(module, precision)
         self._plain: set[Hashable] = set()  # the variants that save less than a call costs
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
@@ -100,14 +107,18 @@ class Compiled(nn.Module):
     def held(self) -> Iterator[None]:
         """The weights stay as they are: what is computed from them alone is computed once."""
         with self._lock:
-            if not self._held and any(map(inductor.serves, self.module.parameters())):
-                self._copies.refresh()
+            if not self._held:
+                self._weights.confirmed = set()
+                if any(map(inductor.serves, self.module.parameters())):
+                    self._copies.refresh()
             self._held += 1
         try:
             yield
         finally:
             with self._lock:
                 self._held -= 1
+                if not self._held:
+                    self._weights.confirmed = None
 
     def _read_graph(self, x: Tensor) -> Layers | str:
         from fastadv.engine.dense_graph import GraphReader
@@ -156,7 +167,7 @@ class Compiled(nn.Module):
         variant = self._variants.get(key)
         if variant is not None:
             with limits():
-                return variant(self.module, self._marked(x))
+                return variant(self.module, self._given(x))
         try:
             return self._compile(key, x)
         except torch._dynamo.exc.UserError:
@@ -173,6 +184,10 @@ class Compiled(nn.Module):
         grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
         return x.stride()[1:], number, tuple(x.shape[1:]), x.dtype, x.device, modes, cast, grad
 
+    def _given(self, x: Tensor) -> Tensor:
+        rows = is_gray(x) and not inductor.serves(x)
+        return self._marked(x.permute(0, 2, 3, 1) if rows else x)
+
     def _marked(self, x: Tensor) -> Tensor:
         """x, of which only the batch's size may differ in a variant."""
         x = x.view_as(x)
@@ -185,13 +200,14 @@ class Compiled(nn.Module):
 
     def _compile(self, key: Key, x: Tensor) -> Any:
         compiler, cast = self._compiler(x), inductor.serves(x) and self._copies.bfloat16
-        variant: Callable[..., Any] = torch.compile(fresh_run(cast), backend=compiler)
+        rows = is_gray(x) and not inductor.serves(x)
+        variant: Callable[..., Any] = torch.compile(fresh_run(cast, rows), backend=compiler)
         with limits():
-            y = variant(self.module, self._marked(x))
+            y = variant(self.module, self._given(x))
         self._variants[key] = variant
         name = self._name(x, compiler.graphs)
         cost = worth.GRAPH * compiler.graphs + worth.LAYER * len(compiler.rows)
-        if (saved := compiler.saving * len(x)) < cost:
+        if (saved := compiler.saving) < cost:
             self._plain.add(_without_layout(key))
             name += f", runs as plain torch: saves {saved:.1e} s, and a call costs {cost:.1e} s"
         self._graphs[name] = tuple(compiler.rows)
@@ -245,9 +261,9 @@ def compile(
     report: print what serves each layer whenever something is compiled.
 
     On the CPU a batch norm in eval mode is folded into its convolution; what gains nothing, a
-    model without 3x3 convolutions, or so small that a compiled call costs more than it saves, runs
-    as plain torch. "bfloat16" serves the 3x3 convolutions, their gradients, and dense stacks. It
-    needs AVX-512 BF16: without it float32 serves, with a warning. A dense stack (nn.Linear with
+    model without convolutions, or so small that a compiled call costs more than it saves, runs as
+    plain torch. "bfloat16" serves convolutions and linear layers, and their gradients. It needs
+    AVX-512 BF16: without it float32 serves, with a warning. A dense stack (nn.Linear with
     ReLU, leaky ReLU, GELU, tanh or sigmoid between) runs on its weights packed once, and fastadv's
     own attacks take all their steps in one call where they can; `report()` says so, or why not.
 
@@ -267,15 +283,18 @@ def compile(
     if graph not in (None, True, False):
         raise TypeError(f"`graph` must be None, True or False, got {graph!r}")
     if not any(map(inductor.serves, model.parameters())):
-        require_precision(precision, model, convolves=_why_bypass(model) is None)
+        require_precision(precision, _why_bypass(model, precision))
     return Compiled(model, report, precision, graph)
 
 
-def _why_bypass(model: nn.Module) -> str | None:
+def _why_bypass(model: nn.Module, precision: str) -> str | None:
     """Why nothing of a model is worth compiling, or None."""
-    kernels = [p for p in model.parameters() if p.dim() == 4 and tuple(p.shape[2:]) == (3, 3)]
-    if not kernels:
-        return "it has no 3x3 convolution, and nothing else would change"
+    if precision == "bfloat16":
+        served = any(p.dim() in (2, 4) for p in model.parameters())
+        return None if served else "it has no convolution and no linear layer"
+    kernels = [p for p in model.parameters() if p.dim() == 4]
+    if not kernels:  # linear layers gain a few percent, and a call costs as much
+        return "it has no 2d convolution, and nothing else would change"
     if sum(p.numel() for p in kernels) < 512:
         return "its convolutions are too small"
     return None

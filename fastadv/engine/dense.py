@@ -160,12 +160,13 @@ def why_not_data(x: Tensor) -> str | None:
 def why_not_on_device(
     layers: Layers, attack: Attack, problem: Problem, bfloat16: bool
 ) -> str | None:
-    """Why Triton's kernel does not take all steps of an attack that why_not() lets pass, or None."""
+    """Why Triton's kernel does not take what why_not() lets pass in one launch, or None."""
     from fastadv.kernels import dense_launch
 
     sizes = [layers[0].weight.shape[1], *(len(layer.weight) for layer in layers)]
     activations = [layer.activation for layer in layers]
-    return dense_launch.why_not(sizes, activations, _BALLS[type(problem.ball)], bfloat16)
+    leaks = [layer.leak for layer in layers]
+    return dense_launch.why_not(sizes, activations, leaks, _BALLS[type(problem.ball)], bfloat16)
 
 
 Stack = tuple[

@@ -13,6 +13,10 @@ def is_image(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_floating_point()
 
 
+def is_gray(x: Tensor) -> bool:
+    return is_image(x) and x.shape[1] == 1
+
+
 def in_format_of(x: Tensor, y: Any) -> Any:
     """Outputs that are images, contiguous for a contiguous x, as the model itself gives them."""
 
@@ -44,7 +48,8 @@ class ChannelsLast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous() if ctx.contiguous else grad
+        # Of one channel many strides are contiguous: those of a flat tensor's view are x's.
+        return grad.contiguous().flatten().view_as(grad) if ctx.contiguous else grad
 
 
 class NoGradient(torch.autograd.Function):

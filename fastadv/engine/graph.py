@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastadv.engine import calls
 from fastadv.engine.reference import sign_bytes
 
 aten = torch.ops.aten
@@ -96,6 +97,22 @@ def residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if not isinstance(other, fx.Node) or not is_channels_last(term):
         return None
     return (user, other) if term.shape == like.shape else None
+
+
+def gradient_tail(
+    gradient: fx.Node,
+) -> tuple[fx.Node, fx.Node | None, fx.Node | None, str]:
+    """(the last node, residual, mask, their names): what a gradient takes into its own pass."""
+    last, residual, fused = gradient, None, ""
+    if found := residual_after(last):
+        last, residual = found
+        fused += " + residual"
+    user = only_user(last)
+    if user is not None and user.target is calls.masked and user.args[:2] == (last, None):
+        mask = user.args[2]
+        assert isinstance(mask, fx.Node)
+        return user, residual, mask, fused + " + mask"
+    return last, residual, None, fused
 
 
 def drop_detaches(graph: fx.Graph) -> None:

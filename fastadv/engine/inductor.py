@@ -47,7 +47,8 @@ class Inductor:
         self.graphs += 1
         self.rows += self._rows(graph.graph)
         # A donated buffer would be the backward's to write to: graphs may be kept, and run again.
-        with torch._functorch.config.patch(donated_buffer=False):
+        # AOTAutograd's cache forgets about it; inductor's own, of kernels, stays on.
+        with torch._functorch.config.patch(donated_buffer=False, enable_autograd_cache=False):
             return inner(graph, inputs)
 
     def _rows(self, graph: fx.Graph) -> list[Row]:
@@ -69,7 +70,14 @@ class Inductor:
 
 def inner(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """What compiles the graph: inductor, without its own CUDA graphs (replay.py has the step's)."""
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    from fastadv.engine.backend import donate_nothing
+
+    def compile_one(module: fx.GraphModule, args: Any, **options: Any) -> Any:
+        if options.get("is_backward"):
+            donate_nothing()
+        return compile_fx_inner(module, args, **options)
 
     options = {"triton.cudagraphs": False}
-    return cast(Callable[..., Any], compile_fx(graph, inputs, config_patches=options))
+    return cast(Callable[..., Any], compile_fx(graph, inputs, compile_one, options))

@@ -7,7 +7,7 @@ The ops themselves write into tensors that they are given; the functions lease t
 from __future__ import annotations
 
 from fastadv._fakes import no_result
-from fastadv.engine import reference, reference_dense, reference_direct
+from fastadv.engine import reference, reference_dense, reference_direct, reference_pool
 from fastadv.ops import _define
 
 _define(
@@ -26,9 +26,28 @@ _define(
 _define(
     "direct_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
-    "Tensor? mask, int[] kernel, int[] stride, int[] padding, int[] dilation, bool gradient, "
-    "bool relu) -> ()",
+    "int[] kernel, int[] stride, int[] padding, int[] dilation, bool relu) -> ()",
     reference_direct.direct_,
+    no_result,
+)
+_define(
+    "fold_",
+    "(Tensor(a!) y, Tensor x, Tensor weights, Tensor? residual, Tensor? mask, int[] kernel, "
+    "int[] stride, int[] padding, int[] dilation) -> ()",
+    reference_direct.fold_,
+    no_result,
+)
+_define(
+    "max_pool_",
+    "(Tensor(a!) y, Tensor(b!) taken, Tensor x, int[] kernel, int[] stride, int[] padding) -> ()",
+    reference_pool.max_pool_,
+    no_result,
+)
+_define(
+    "max_pool_gradient_",
+    "(Tensor(a!) y, Tensor x, Tensor taken, Tensor? residual, Tensor? mask, int[] kernel, "
+    "int[] stride, int[] padding) -> ()",
+    reference_pool.max_pool_gradient_,
     no_result,
 )
 _define(

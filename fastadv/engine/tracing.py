@@ -1,4 +1,4 @@
-"""How Dynamo is given a model: a function of its own for each variant, and a limit that raises."""
+"""How Dynamo is given a model: a function a variant, a limit that raises, and views that hold."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.engine.loans import quiet
+from fastadv.engine.reshaped import Reshaped
 
 _numbers = itertools.count()
 
 
-def fresh_run(bfloat16: bool = False) -> Callable[[nn.Module, Tensor], Any]:
-    """module(x), of a code of its own: Dynamo keeps what it compiled with it, and counts it."""
+def fresh_run(bfloat16: bool = False, rows: bool = False) -> Callable[[nn.Module, Tensor], Any]:
+    """module(x), of a code of its own: Dynamo keeps what it compiled with it, and counts it.
+
+    rows: of x (N, H, W, C). Dynamo takes images of one channel for contiguous ones, whatever their
+    strides, and what follows would be laid out as they are.
+    """
 
     def run(module: nn.Module, x: Tensor) -> Any:
-        return module(x)
+        return module(x.permute(0, 3, 1, 2) if rows else x)
 
     def cast(module: nn.Module, x: Tensor) -> Any:
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -33,5 +38,5 @@ def fresh_run(bfloat16: bool = False) -> Callable[[nn.Module, Tensor], Any]:
 @contextmanager
 def limits() -> Iterator[None]:
     """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence."""
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet:
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet, Reshaped():
         yield
