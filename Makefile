@@ -5,11 +5,17 @@ PIP_FLAGS ?=
 ARGS ?=
 BENCH ?= step --shape 64x3x224x224 --dtype float32
 
+# What `make test-quick` leaves out: other builds and processes, emulators, sanitizers, whole models.
+SLOW_TESTS := cuda emulator triton engine/test_zoo.py engine/test_dense.py test_backend.py test_bench.py \
+  test_cli.py test_cli_mistakes.py test_cli_universal.py test_defence.py test_defence_detector.py \
+  test_gpu_checks.py test_head.py test_install.py test_moosavi.py test_ops_torch.py test_step_edges.py \
+  test_training.py test_universal_ranks.py
+
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 BUILD_TOOLS := setuptools pybind11 cmake ninja
-CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-BUILT_FROM = setup.py CMakeLists.txt $(shell find csrc) # the folders too: a file may go away
+CXX_SOURCES = $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILT_FROM = setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc) # the folders too: a file may go away
 
 # Everywhere in this file a missing extension is an error, never a silent slow install.
 export FASTADV_REQUIRE_NATIVE := 1
@@ -32,7 +38,7 @@ test: $(VENV)/.built  ## run the tests, on all cores; pytest's options in ARGS, 
 	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 test-quick: $(VENV)/.built  ## the edit loop's tests: what is not slow, no emulator, no sanitizer, no zoo
-	$(PY) -m pytest -n auto --dist loadfile -q -m "not slow" $(addprefix --ignore=,$(SLOW_TESTS)) $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile -q -m "not slow" $(addprefix --ignore=tests/,$(SLOW_TESTS)) $(ARGS)
 
 test-gpu: $(VENV)/.built  ## check this machine's GPU with every backend; writes gpu-report.md
 	PYTHONPATH=. $(PY) tests/gpu/run.py $(ARGS)
@@ -60,7 +66,7 @@ distclean: clean  ## clean, and remove the virtual environment
 	rm -rf $(VENV)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Variables: PYTHON (an interpreter, 3.10 or newer), VENV ($(VENV)), CXX (a C++ compiler),"
 	@echo "  PIP_FLAGS (options of pip install, such as an index with small, CPU-only builds of torch)"

@@ -99,8 +99,11 @@ def find_nvcc() -> str:
     return path
 
 
-def choose_cuda(torch: Path | None) -> tuple[str | None, str | None]:
-    """nvcc if `_C_cuda` is to be built, else None and the reason. FASTADV_CUDA=1 asks for it."""
+def choose_cuda(torch: Path | None, reason: str | None) -> tuple[str | None, str | None]:
+    """nvcc if `_C_cuda` is to be built, else None and why not. FASTADV_CUDA=1 asks for it.
+
+    `reason`: why there is no torch.
+    """
     asked = os.environ.get("FASTADV_CUDA", "")
     if asked not in ("", "0", "1"):
         raise SystemExit(f"fastadv: FASTADV_CUDA must be 0 or 1, got {asked!r}")
@@ -108,15 +111,15 @@ def choose_cuda(torch: Path | None) -> tuple[str | None, str | None]:
         return None, "FASTADV_CUDA=0"
     try:
         if torch is None:
-            raise Unavailable("the ops need torch 2.10 or newer, which was not found")
+            raise Unavailable(str(reason))
         version = (torch / "version.py").read_text()
         if not asked and not re.search(r"^cuda: .*= ['\"]", version, re.M):
             raise Unavailable("torch was built without CUDA (FASTADV_CUDA=1 compiles it even so)")
         return find_nvcc(), None
-    except Unavailable as reason:
+    except Unavailable as why:
         if asked:
-            raise SystemExit(f"fastadv: FASTADV_CUDA=1, but {reason}") from reason
-        return None, str(reason)
+            raise SystemExit(f"fastadv: FASTADV_CUDA=1, but {why}") from why
+        return None, str(why)
 
 
 def find_compiler() -> str:
@@ -229,7 +232,8 @@ class BuildExtensions(build_ext):
                 torch, facts["torch"] = find_torch()
             except Unavailable as reason:  # `_native` needs no torch
                 facts["reason"] = str(reason)
-            nvcc, facts["cuda_reason"] = choose_cuda(torch)
+            why = facts["reason"]
+            nvcc, facts["cuda_reason"] = choose_cuda(torch, why if isinstance(why, str) else None)
             try:
                 results, built = configure_and_compile(torch, nvcc)
             except Unavailable as reason:

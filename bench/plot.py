@@ -24,8 +24,9 @@ def main(folder: Path = RESULTS) -> int:
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             found = list(csv.DictReader(file))
-        if found and "p50_us" in found[0]:
-            draw(found, path.with_suffix(".png"))
+        columns = found[0] if found else {}
+        if "p50_us" in columns or "h100_us" in columns:
+            (draw if "p50_us" in columns else draw_roofline)(found, path.with_suffix(".png"))
             print(f"drew {path.with_suffix('.png')}")
             drawn += 1
     if not drawn:
@@ -53,6 +54,32 @@ def draw(found: list[dict[str, str]], path: Path) -> None:
             f"{cases[0]['benchmark']} {norm}, {shape} {dtype}, {threads} thread(s)", fontsize=10
         )
     figure.supxlabel("microseconds a call (log scale): median, p20 to p80", fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_roofline(found: list[dict[str, str]], path: Path) -> None:
+    """Counted, not timed: each op's bytes, of fastadv's kernels and of eager torch's."""
+    ops: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in found:
+        ops.setdefault((row["op"], row["shape"], row["dtype"]), {})[row["written_by"]] = row
+    names = list(ops)[::-1]
+    figure, panel = plt.subplots(figsize=(8, 0.42 * len(names) + 1), layout="constrained")
+    for y, name in enumerate(names):
+        for case, colour, shift in (("fastadv", OURS, 0.2), ("eager torch", THEIRS, -0.2)):
+            if case in ops[name]:
+                row = ops[name][case]
+                element = float(row["bytes_element"])
+                panel.barh(y + shift, element, height=0.38, color=colour, label=case)
+                text = f" {element:.1f} B, {row['launches']} launches, {row['h100_us']} us"
+                panel.text(element, y + shift, text, va="center", fontsize=7)
+    panel.set_yticks(range(len(names)), [" ".join(name) for name in names], fontsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(x=0.3)
+    handles, labels = panel.get_legend_handles_labels()
+    first = dict(zip(labels[::-1], handles[::-1], strict=True))
+    panel.legend(first.values(), first.keys(), fontsize=8)
+    panel.set_xlabel("bytes an element, counted; us: at an H100's datasheet bandwidth, not timed")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

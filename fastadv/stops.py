@@ -67,6 +67,15 @@ def ascend_until_done(
     return batch.result
 
 
+def require_deterministic(before: Tensor, after: Tensor) -> None:
+    """Raises ValueError if a forward moved on the state of the default generator."""
+    if not torch.equal(before, after):
+        raise ValueError(
+            "`model` must be deterministic where its cycles end the attack, but its forward "
+            "draws random numbers: is there a dropout in train mode, or noise, in it?"
+        )
+
+
 class Cycles:
     """The digests of each sample's iterates, and the repeat that is being confirmed.
 
@@ -171,11 +180,8 @@ class _Batch:
         """(grad (M, *shape), fooled (M,)) where the samples are."""
         before = _random_state(self.x_adv) if first and self.cycles is not None else None
         _, grad, fooled = self.problem.gradient(self.x_adv)
-        if before is not None and not torch.equal(before, _random_state(self.x_adv)):
-            raise ValueError(
-                "`model` must be deterministic where its cycles end the attack, but its forward "
-                "draws random numbers: is there a dropout in train mode, or noise, in it?"
-            )
+        if before is not None:
+            require_deterministic(before, _random_state(self.x_adv))
         return grad, fooled
 
 

@@ -10,7 +10,8 @@ def register(library: torch.library.Library) -> None:
 
     Raises ModuleNotFoundError where Triton is not installed.
     """
-    from fastadv.kernels import launch
+    from fastadv.kernels import dense_launch, launch
 
     for name, function in launch.IMPLEMENTATIONS.items():
         library.impl(name, function, "CUDA")
+    library.impl("dense_pgd_", dense_launch.dense_pgd_, "CUDA")

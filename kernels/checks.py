@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv._checks import text
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MOST = 2**31 - 2**16  # elements of a sample: indices within one, and a tile more, are int32
 
@@ -20,7 +22,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def shape(t: Tensor) -> str:
-    return f"({', '.join(map(str, t.shape))})"
+    return text(t.shape)
 
 
 def floating(t: Tensor, name: str) -> Tensor:

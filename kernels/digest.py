@@ -55,6 +55,6 @@ def digest(x: Tensor) -> Tensor:
     with checks.current_device(x):
         digest_kernel[(layout.samples,)](
             x.view(INTEGERS[x.element_size()]), out, layout.size // unit, UNIT=unit,
-            BLOCK=tile.block, num_warps=tile.warps,
+            BLOCK=tile.block, **tiles.options(tile.warps),
         )  # fmt: skip
     return out

@@ -9,7 +9,6 @@ from torch import Tensor
 from fastadv.kernels import checks, tiles
 from fastadv.kernels.head_margins import binary_cross_entropy, dlr, margin
 from fastadv.kernels.head_probabilities import cross_entropy, kl
-from fastadv.kernels.step import EXACT
 
 CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MARGIN, DLR, KL = range(5)  # as in reference_head
 LEAST = {MARGIN: 2, DLR: 3}
@@ -66,17 +65,17 @@ def head(
         return loss, grad, prediction
     tile, unit = tiles.head(classes), tiles.unit(classes)
     grid = (triton.cdiv(samples, tile.rows),)
-    options = {"UNIT": unit, "ROWS": tile.rows, "COLS": tile.columns, "num_warps": tile.warps}
+    options = {"UNIT": unit, "ROWS": tile.rows, "COLS": tile.columns} | tiles.options(tile.warps)
+    if head in (CROSS_ENTROPY, KL):
+        options["LONG"] = tile.long
     with checks.current_device(logits):
         if head == DLR:
             aim = target if targeted else None
-            dlr[grid](
-                logits, y, aim, loss, grad, prediction, samples, classes // unit, **options, **EXACT
-            )
+            dlr[grid](logits, y, aim, loss, grad, prediction, samples, classes // unit, **options)
         else:
             sign = -1 if targeted else 1
             KERNELS[head][grid](
                 logits, y, loss, grad, prediction, samples, classes // unit, sign,
-                LONG=tile.long, **options, **EXACT,
+                **options,
             )  # fmt: skip
     return loss, grad, prediction

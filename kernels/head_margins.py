@@ -10,14 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastadv.kernels.head_math import keys, largest, log1p, nan_unless, without
+from fastadv.kernels.head_math import below, keys, largest, log1p, nan_unless
 from fastadv.kernels.head_probabilities import load_logits
 
 
 @triton.jit(do_not_specialize=("samples", "units", "sign"))
 def binary_cross_entropy(
     logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
-    UNIT: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """sum of log(1 + exp(s)), s = (1 - 2 y) z, times `sign`. y: like the logits, 0 or 1."""
     C: tl.constexpr = loss.dtype.element_ty
@@ -66,16 +66,16 @@ def _largest_four(
     C: tl.constexpr,
 ):  # fmt: skip
     """The columns of the KEPT largest logits of each row, in falling order, in a pass over it."""
-    key0 = tl.full([ROWS], -0x8000000000000000, tl.int64)
-    at0 = tl.full([ROWS], 0, tl.int32)
+    key0 = below(keys(tl.zeros([ROWS], C)))
+    at0 = tl.zeros([ROWS], tl.int32)
     key1, at1, key2, at2, key3, at3 = key0, at0, key0, at0, key0, at0
     for first in range(0, classes, COLS):
         columns = first + tl.arange(0, COLS)[None, :]
         z, _, _ = load_logits(logits, rows, columns, samples, classes, C)
-        key = keys(z, columns, classes)
+        key = keys(z)
         for _ in tl.static_range(KEPT):
             top, at = largest(key, columns)
-            key = without(key, columns, at)
+            key = tl.where(columns == at[:, None], below(key), key)
             key0, at0, key1, at1, key2, at2, key3, at3 = _insert(
                 top, at, key0, at0, key1, at1, key2, at2, key3, at3
             )
@@ -118,7 +118,7 @@ def _put(
 @triton.jit(do_not_specialize=("samples", "units", "sign"))
 def margin(
     logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
-    UNIT: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """max_{j != y} z_j - z_y, times `sign`. y: (N,) int64."""
     C: tl.constexpr = loss.dtype.element_ty

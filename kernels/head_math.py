@@ -9,34 +9,37 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+MOST_32 = tl.constexpr(0x7FFFFFFF)
+MOST_64 = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+
 
 @triton.jit
-def keys(z, columns, classes):
-    """int64 that are ordered as torch.argmax orders logits: NaN above all, -0 as 0; below all what
-    is no class."""
+def keys(z):
+    """Integers that are ordered as torch.argmax orders logits: NaN above all, -0 as 0."""
     z = z + 0.0  # -0 becomes 0
     if z.dtype == tl.float64:
         bits = z.to(tl.int64, bitcast=True)
-        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
+        return tl.where(z == z, bits ^ (bits >> 63 & MOST_64), MOST_64)
     else:
-        bits = z.to(tl.int32, bitcast=True).to(tl.int64)
-        key = bits ^ ((bits >> 63) & 0x7FFFFFFF)
-    key = tl.where(z == z, key, 0x7FFFFFFFFFFFFFFF)
-    return tl.where(columns < classes, key, -0x8000000000000000)
+        bits = z.to(tl.int32, bitcast=True)
+        return tl.where(z == z, bits ^ (bits >> 31 & MOST_32), MOST_32)
 
 
 @triton.jit
 def largest(key, columns):
-    """(the largest key of a row, its first column), (ROWS,) int64 and int32."""
+    """(the largest key of a row, its first column), (ROWS,)."""
     top = tl.max(key, 1)
-    at = tl.min(tl.where(key == top[:, None], columns, 0x7FFFFFFF), 1)
+    at = tl.min(tl.where(key == top[:, None], columns, MOST_32), 1)
     return top, at
 
 
 @triton.jit
-def without(key, columns, at):
-    """The keys of a row but that of column `at`."""
-    return tl.where(columns == at[:, None], -0x8000000000000000, key)
+def below(key):
+    """Zeros like `key` less a number below every key: that of -inf is larger."""
+    if key.dtype == tl.int64:
+        return tl.zeros_like(key) - MOST_64
+    else:
+        return tl.zeros_like(key) - MOST_32
 
 
 @triton.jit

@@ -62,14 +62,14 @@ def cross_entropy(
     there = rows < samples
     columns = tl.arange(0, COLS)[None, :]
     z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
-    key, at = largest(keys(z, columns, classes), columns)
+    key, at = largest(keys(z), columns)
     top = value_at(z, columns, at)
     rest = _rest(z, columns, top, at)
     if LONG:
         for first in range(COLS, classes, COLS):
             columns = first + tl.arange(0, COLS)[None, :]
             z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
-            key_here, at_here = largest(keys(z, columns, classes), columns)
+            key_here, at_here = largest(keys(z), columns)
             top_here = value_at(z, columns, at_here)
             rest_here = _rest(z, columns, top_here, at_here)
             more = key_here > key
@@ -123,7 +123,7 @@ def kl(
     columns = tl.arange(0, COLS)[None, :]
     z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
     target = tl.load(y + offsets, mask=mask, other=0)
-    key, at = largest(keys(z, columns, classes), columns)
+    key, at = largest(keys(z), columns)
     top = value_at(z, columns, at)
     total, mass, cross = _sums(z, target, top)
     if LONG:
@@ -131,7 +131,7 @@ def kl(
             columns = first + tl.arange(0, COLS)[None, :]
             z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
             target = tl.load(y + offsets, mask=mask, other=0)
-            key_here, at_here = largest(keys(z, columns, classes), columns)
+            key_here, at_here = largest(keys(z), columns)
             more = key_here > key
             top_now = tl.where(more, value_at(z, columns, at_here), top)
             total_here, mass_here, cross_here = _sums(z, target, top_now)

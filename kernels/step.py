@@ -16,8 +16,6 @@ from fastadv.kernels.step_l2 import step_l2
 from fastadv.kernels.step_l2_long import moments_l2, step_l2_long
 from fastadv.kernels.step_linf import step_linf
 
-EXACT = {"enable_fp_fusion": False}  # a fused multiply-add would change bits
-
 
 @dataclass(frozen=True)
 class Step:
@@ -90,7 +88,7 @@ def linf(s: Step, steepest: bool) -> None:
         step_linf[(triton.cdiv(s.layout.total, tile.block),)](
             s.x_adv, s.grad, s.x, s.step_size, s.radius, s.bounds, s.layout.total, s.layout.size,
             s.step_stride, s.radius_stride, s.channels, s.inner,
-            STEEPEST=steepest, BLOCK=tile.block, num_warps=tile.warps, **s.flags, **EXACT,
+            STEEPEST=steepest, BLOCK=tile.block, **tiles.options(tile.warps), **s.flags,
         )  # fmt: skip
 
 
@@ -107,11 +105,11 @@ def l2(s: Step, steepest: bool) -> None:
     if s.layout.total == 0:
         return
     with checks.current_device(s.x_adv):
-        if s.layout.size <= tiles.HELD:
+        if tiles.held(s.layout.size, "l2", s.x_adv.element_size()):
             tile = tiles.sample(s.layout.size, s.x_adv.element_size())
             step_l2[(s.layout.samples,)](
                 s.x_adv, s.grad, s.x, s.step_size, s.radius, s.bounds, *s.of_a_sample,
-                STEEPEST=steepest, BLOCK=tile.block, num_warps=tile.warps, **s.units, **EXACT,
+                STEEPEST=steepest, BLOCK=tile.block, **tiles.options(tile.warps), **s.units,
             )  # fmt: skip
         else:
             _long_l2(s, steepest)
@@ -125,12 +123,12 @@ def _long_l2(s: Step, steepest: bool) -> None:
         shares = torch.empty((*grid, 4), dtype=torch.float64, device=s.x_adv.device)
         moments_l2[grid](
             s.x_adv, s.grad, s.x, shares, units, walk.share, UNIT=s.units["UNIT"],
-            BLOCK=tile.block, num_warps=tile.warps, **EXACT,
+            BLOCK=tile.block, **tiles.options(tile.warps),
         )  # fmt: skip
     step_l2_long[grid](
         s.x_adv, s.grad, s.x, s.step_size, s.radius, s.bounds, shares, units, walk.share, *rest,
-        STEEPEST=steepest, PARTS=tiles.PARTS, BLOCK=tile.block, num_warps=tile.warps, **s.units,
-        **EXACT,
+        STEEPEST=steepest, PARTS=tiles.PARTS, BLOCK=tile.block, **tiles.options(tile.warps),
+        **s.units,
     )  # fmt: skip
 
 
@@ -150,7 +148,7 @@ def l1(s: Step, steepest: bool, top: float) -> None:
         return
     samples, size = s.layout.samples, s.layout.size
     itemsize = s.x_adv.element_size()
-    held = size <= tiles.HELD
+    held = tiles.held(size, "l1", itemsize)
     tile = tiles.sample(size, itemsize) if held else tiles.long_search(itemsize)
     kernel = step_l1 if held else step_l1_long
     units, *rest = s.of_a_sample
@@ -158,5 +156,5 @@ def l1(s: Step, steepest: bool, top: float) -> None:
         kernel[(samples,)](
             s.x_adv, s.grad, s.x, s.step_size, s.radius, s.bounds, units,
             tiles.rank(top, size), *rest, STEEPEST=steepest, LOWEST=tiles.LOWEST[s.grad.dtype],
-            BLOCK=tile.block, num_warps=tile.warps, **s.units, **EXACT,
+            BLOCK=tile.block, **tiles.options(tile.warps), **s.units,
         )  # fmt: skip

@@ -83,7 +83,7 @@ def left_of(m, cap, t):
 def guess(at, lower, upper, left, falling, target):
     """(Newton's next threshold, or the bracket's middle; whether it is between the ends)."""
     newton = (at + (left - target) / tl.maximum(falling, 1).to(tl.float64)).to(lower.dtype)
-    middle = lower + (upper - lower) / 2
+    middle = lower + (upper - lower) * 0.5
     good = (falling > 0) & (newton > lower) & (newton < upper)
     next_at = tl.where(good, newton, middle)
     return next_at, (next_at > lower) & (next_at < upper)

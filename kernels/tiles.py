@@ -20,12 +20,23 @@ class Tile:
     warps: int
 
 
+def options(warps: int) -> dict[str, int | bool]:
+    """How every kernel here is compiled: a fused multiply-add would change bits."""
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False}
+
+
 def elementwise(itemsize: int) -> Tile:
     """Of a pass over all elements: 32 B of each tensor a thread."""
     return Tile(4096 // itemsize, 4)
 
 
-HELD = 4096  # elements of a sample that a program's registers hold, in l2 and l1
+HELD = 4096  # elements of a sample that a program's registers hold
+HELD_WIDE = 2048  # the same in float64's l1 step, which spills above: 128 registers a thread
+
+
+def held(size: int, norm: str, itemsize: int) -> bool:
+    """Whether the l2 or l1 step has a sample in registers."""
+    return size <= (HELD_WIDE if norm == "l1" and itemsize == 8 else HELD)
 
 
 def sample(size: int, itemsize: int) -> Tile:
@@ -61,7 +72,8 @@ class Walk:
 
 def long_sample(samples: int, size: int, itemsize: int) -> Walk:
     """One program a sample, of as many threads as there are; several where samples are few."""
-    tile = Tile(8192 // max(itemsize, 4) * 2, 16) if samples >= FEW_SAMPLES else Tile(2048, 8)
+    half = 2 if itemsize == 8 else 1  # numbers of 8 B take twice the registers
+    tile = Tile(4096 // half, 16) if samples >= FEW_SAMPLES else Tile(2048 // half, 8)
     count = -(-size // tile.block)
     if samples >= FEW_SAMPLES:
         return Walk(tile, 1, count)

@@ -100,7 +100,7 @@ def _uniform(x: Tensor, state: Tensor | None, seed: int, offset: int, stream: in
     with checks.current_device(x):
         uniform_kernel[(len(x) * triton.cdiv(size, tile.block),)](
             out, state, _signed(seed), offset, stream & 0xFFFFFFFF, size // unit, UNIT=unit,
-            BLOCK=tile.block, num_warps=tile.warps,
+            BLOCK=tile.block, **tiles.options(tile.warps),
         )  # fmt: skip
     return out
 

@@ -53,13 +53,13 @@ def _direction(
     momentum: float, signs: bool,
 ) -> Tensor:  # fmt: skip
     """(size,) in the compute dtype: what the step follows; where there is a velocity, it."""
-    size, unit, options = layout.size, tiles.unit(layout.size), step.EXACT
+    size, unit = layout.size, tiles.unit(layout.size)
     batch = tiles.batch(layout.samples, size, grads.element_size())
     sums = torch.empty(batch.parts, size, dtype=torch.float64, device=grads.device)
     blocks = triton.cdiv(size, batch.tile.block)
     accumulate[(blocks, batch.parts)](
         grads, weights, sums, layout.samples, size // unit, batch.share, UNIT=unit, SIGNS=signs,
-        BLOCK=batch.tile.block, num_warps=batch.tile.warps, **options,
+        BLOCK=batch.tile.block, **tiles.options(batch.tile.warps),
     )  # fmt: skip
     wide = checks.compute_dtype(grads.dtype)
     direction = torch.empty(size, dtype=wide, device=grads.device)
@@ -70,13 +70,13 @@ def _direction(
         lengths = torch.empty(programs, dtype=torch.float64, device=grads.device)
     combine[(programs,)](
         sums, direction, lengths, batch.parts, size // unit, UNIT=unit, BLOCK=tile.block,
-        num_warps=tile.warps, **options,
+        **tiles.options(tile.warps),
     )  # fmt: skip
     if velocity is None:
         return direction
     advance[(programs,)](
         velocity, direction, lengths, momentum, programs, size // unit, UNIT=unit,
-        BLOCK=tile.block, num_warps=tile.warps, **options,
+        BLOCK=tile.block, **tiles.options(tile.warps),
     )  # fmt: skip
     return velocity
 

@@ -10,6 +10,7 @@ result that was kept instead of computed again would show.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,9 +100,9 @@ class FakeGraphs:
     log: list[str] = field(default_factory=list)
     inside: bool = False
 
-    def rehearse(self, run: Callable[[], None]) -> None:
+    def rehearse(self, run: Callable[[], None], watched: bool) -> None:
         self.log.append("rehearse")
-        with NoSync():
+        with NoSync() if watched else nullcontext():
             run()
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:

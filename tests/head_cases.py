@@ -62,3 +62,47 @@ def one_row(head: int, targeted: bool, row: list[float], y: int, dtype: torch.dt
         label = one_hot.to(compute_dtype(dtype))
     target = torch.tensor([(y + 1) % len(row)]) if head == DLR and targeted else None
     return Case(logits, label, target, head, targeted)
+
+
+INF = torch.inf
+EXTREMES = (
+    [1e30, -1e30, 1e30, 0.0, 5.0],
+    [-1e30, -1e30, -1e30, -1e30, 1e30],
+    [0.0, 0.0, 0.0, 0.0, 0.0],
+    [3.0, 3.0, 3.0, 3.0, 1.0],
+    [-INF, 1.0, 2.0, -INF, 0.5],
+    [-INF, -INF, -INF, -INF, 2.0],
+    [-INF, -INF, -INF, -INF, -INF],
+    [INF, 1.0, 2.0, 3.0, 4.0],
+    [INF, INF, 2.0, 3.0, -INF],
+    [100.0, 0.0, -3.0, -2.0, 99.0],
+    [1e-30, 2e-30, -1e-30, 0.0, 3e-30],
+)
+
+
+def assert_close(case: Case, results: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
+    """Compares `results` (None: the op's) with the definition in float64.
+
+    Within the roundings that can have happened: a sum over C classes, in lanes of 4 or more, is
+    off by (C / 4 + a few) eps, the exponent of e^d by |d| eps, and dlr's divisor by eps * max |z|
+    before it divides.
+    """
+    loss, grad, prediction = case.run() if results is None else results
+    expected_loss, expected_grad, expected_prediction = case.expected()
+    z = case.logits.double()
+    assert loss.dtype == compute_dtype(case.logits.dtype)
+    assert grad.dtype == case.logits.dtype
+    assert torch.equal(prediction, expected_prediction)
+    roundings = torch.finfo(loss.dtype).eps * (16 + z.shape[1] / 4)
+    size = 1 + z.abs().amax(1)
+    if case.head == DLR:
+        size = size * (1 + expected_grad.abs().amax(1))
+    elif case.head == MARGIN:
+        assert torch.equal(grad.double(), expected_grad)
+    off = (loss.double() - expected_loss).abs()
+    assert bool((off <= roundings * (size + expected_loss.abs())).all())
+    stored = torch.finfo(case.logits.dtype)
+    allowed = roundings * size[:, None] + stored.eps * expected_grad.abs()
+    if case.head == DLR:
+        allowed = allowed * (1 + expected_grad.abs().amax(1, keepdim=True))
+    assert bool(((grad.double() - expected_grad).abs() <= allowed + stored.smallest_normal).all())

@@ -137,6 +137,12 @@ def test_other_tables_are_saved_with_the_machines_facts(tmp_path):
     assert list(rows[0])[-2:] == ["library", "accuracy"]
 
 
+def test_plot_draws_the_roofline(tmp_path):
+    (tmp_path / "roofline.csv").write_bytes((store.RESULTS / "roofline.csv").read_bytes())
+    assert plot.main(tmp_path) == 0
+    assert (tmp_path / "roofline.png").stat().st_size > 10_000
+
+
 def test_plot_draws_what_was_stored(tmp_path, capsys):
     assert plot.main(tmp_path) == 1
     assert "no measurements" in capsys.readouterr().err

@@ -9,11 +9,10 @@ import sys
 
 import pytest
 import torch
-from head_cases import DTYPES, FORMS, Case, defined, make, one_row
+from head_cases import DTYPES, EXTREMES, FORMS, Case, assert_close, defined, make, one_row
 from torch import Tensor
 
 from fastadv import ops
-from fastadv.reference import compute_dtype
 from fastadv.reference_head import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, DLR, KL, MARGIN
 
 # Around every width of register (4 to 16 lanes), and around 128, where classes become lanes.
@@ -22,33 +21,6 @@ CLASSES = (1, 2, 3, 4, 5, 8, 10, 16, 17, 33, 100, 128, 129, 143, 1000)
 native = pytest.mark.skipif(
     not ops.backend().cpu.startswith("native"), reason="the reference serves the ops"
 )
-
-
-def assert_close(case: Case) -> None:
-    """Compares with the definition in float64, within the roundings that can have happened.
-
-    A sum over C classes in lanes of at least 4 is off by (C / 4 + a few) eps, the exponent of e^d
-    by |d| eps, and dlr's divisor by eps * max |z| before it divides.
-    """
-    loss, grad, prediction = case.run()
-    expected_loss, expected_grad, expected_prediction = case.expected()
-    z = case.logits.double()
-    assert loss.dtype == compute_dtype(case.logits.dtype)
-    assert grad.dtype == case.logits.dtype
-    assert torch.equal(prediction, expected_prediction)
-    roundings = torch.finfo(loss.dtype).eps * (16 + z.shape[1] / 4)
-    size = 1 + z.abs().amax(1)
-    if case.head == DLR:
-        size = size * (1 + expected_grad.abs().amax(1))
-    elif case.head == MARGIN:
-        assert torch.equal(grad.double(), expected_grad)
-    off = (loss.double() - expected_loss).abs()
-    assert bool((off <= roundings * (size + expected_loss.abs())).all())
-    stored = torch.finfo(case.logits.dtype)
-    allowed = roundings * size[:, None] + stored.eps * expected_grad.abs()
-    if case.head == DLR:
-        allowed = allowed * (1 + expected_grad.abs().amax(1, keepdim=True))
-    assert bool(((grad.double() - expected_grad).abs() <= allowed + stored.smallest_normal).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -130,22 +102,6 @@ def test_nan_logits_reach_the_loss(
     loss, _, prediction = case.run()
     assert torch.equal(loss.isnan(), torch.arange(40) < 20)
     assert torch.equal(prediction, case.expected()[2])  # the first NaN, as in torch.argmax
-
-
-INF = torch.inf
-EXTREMES = (
-    [1e30, -1e30, 1e30, 0.0, 5.0],
-    [-1e30, -1e30, -1e30, -1e30, 1e30],
-    [0.0, 0.0, 0.0, 0.0, 0.0],
-    [3.0, 3.0, 3.0, 3.0, 1.0],
-    [-INF, 1.0, 2.0, -INF, 0.5],
-    [-INF, -INF, -INF, -INF, 2.0],
-    [-INF, -INF, -INF, -INF, -INF],
-    [INF, 1.0, 2.0, 3.0, 4.0],
-    [INF, INF, 2.0, 3.0, -INF],
-    [100.0, 0.0, -3.0, -2.0, 99.0],
-    [1e-30, 2e-30, -1e-30, 0.0, 3e-30],
-)
 
 
 @pytest.mark.parametrize("row", EXTREMES, ids=str)

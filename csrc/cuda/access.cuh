@@ -68,7 +68,9 @@ FASTADV_DEVICE void store(T* to, const Place& place, const Pack<T, kCount>& pack
     uint4 piece[kPieces];
     memcpy(piece, &pack, sizeof(pack));
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) reinterpret_cast<uint4*>(to + place.at)[i] = piece[i];
+    for (int i = 0; i < kPieces; ++i) {
+      store_16_bytes(reinterpret_cast<uint4*>(to + place.at) + i, piece[i]);
+    }
     return;
   }
 #pragma unroll

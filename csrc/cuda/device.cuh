@@ -5,6 +5,7 @@
 
 #include "../args.h"
 #include "../math.h"
+#include "instructions.cuh"
 
 #if defined(FASTADV_SHIM)
 #include "shim.h"
@@ -18,6 +19,13 @@
 #define FASTADV_SHARED(type, name, count) __shared__ type name[count]
 
 namespace fastadv::cuda {
+
+// 16 bytes at once. Written as an assignment it is taken apart, and stored in four pieces.
+__device__ __forceinline__ void store_16_bytes(uint4* to, uint4 v) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
 
 using Stream = cudaStream_t;
 

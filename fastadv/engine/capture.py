@@ -87,7 +87,7 @@ class Compiled(Steady):
         notes = [f"runs as plain torch: {plain}"] if plain else []
         if not self._graphs and not plain:
             notes.append("nothing is compiled before the first forward")
-        notes += self._replays.notes if on_device else self._plans.notes
+        notes += self._plans.notes + (self._replays.notes if on_device else [])
         if self._static_batch:
             notes.append("the model depends on the batch's size: each size is compiled")
         if size := self._weights.bytes:

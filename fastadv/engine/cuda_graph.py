@@ -15,8 +15,8 @@ Run = Callable[[], None]
 class Graphs(Protocol):
     """The graphs of one device, which share one pool of memory: one is replayed at a time."""
 
-    def rehearse(self, run: Run) -> None:
-        """Runs `run` as a capture would have it: aside, and raising RuntimeError where it waits."""
+    def rehearse(self, run: Run, watched: bool) -> None:
+        """Runs `run` aside, as a capture does; watched: RuntimeError where it waits."""
 
     def capture(self, run: Run) -> Run:
         """Records `run`; the result replays it. Raises RuntimeError for what cannot be recorded."""
@@ -54,10 +54,10 @@ class CudaGraphs:
                 yield
             current.wait_stream(self.stream)
 
-    def rehearse(self, run: Run) -> None:
+    def rehearse(self, run: Run, watched: bool) -> None:
         before = torch.cuda.get_sync_debug_mode()
         with self._aside():
-            torch.cuda.set_sync_debug_mode("error")
+            torch.cuda.set_sync_debug_mode("error" if watched else before)
             try:
                 run()
             finally:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from fastadv import ops
 from fastadv.balls import L1, L2, Linf
+from fastadv.engine import inductor
 from fastadv.engine.pool import pool
 from fastadv.engine.reference_dense import NAMES, pack, pack_bias
 from fastadv.engine.weights import Weights
@@ -119,8 +120,10 @@ def checked(layers: Sequence[Layer], x: Tensor) -> Layers | str:
     size = x[0].numel()
     for layer in layers:
         for t in (layer.weight, layer.bias):
-            if t is not None and (t.dtype != torch.float32 or t.device.type != "cpu"):
-                return f"its weights are {str(t.dtype)[6:]} on {t.device}, not float32 on the CPU"
+            if t is not None and (t.dtype != torch.float32 or t.device != x.device):
+                return (
+                    f"its weights are {str(t.dtype)[6:]} on {t.device}, not float32 on {x.device}"
+                )
             if t is not None and type(t) not in (Tensor, nn.Parameter):
                 return f"its weights are of type {type(t).__name__}"
         if layer.weight.shape[1] != size:
@@ -145,11 +148,25 @@ def why_not(attack: Attack, problem: Problem) -> str | None:
 
 def why_not_data(x: Tensor) -> str | None:
     """Why the kernels do not take x, or None."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        return "x is not float32 on the CPU"
-    if torch.is_autocast_enabled("cpu"):
+    if x.dtype != torch.float32 or not (x.device.type == "cpu" or inductor.serves(x)):
+        return "x is not float32 on the CPU or CUDA"
+    if torch.is_autocast_enabled(x.device.type):
         return "autocast is on"
+    if inductor.serves(x):
+        return None if ops.backend().cuda == "triton" else "Triton does not serve"
     return None if ops.backend().is_native else "there are no compiled kernels"
+
+
+def why_not_on_device(
+    layers: Layers, attack: Attack, problem: Problem, bfloat16: bool
+) -> str | None:
+    """Why Triton's kernel does not take what why_not() lets pass in one launch, or None."""
+    from fastadv.kernels import dense_launch
+
+    sizes = [layers[0].weight.shape[1], *(len(layer.weight) for layer in layers)]
+    activations = [layer.activation for layer in layers]
+    leaks = [layer.leak for layer in layers]
+    return dense_launch.why_not(sizes, activations, leaks, _BALLS[type(problem.ball)], bfloat16)
 
 
 Stack = tuple[
@@ -158,11 +175,16 @@ Stack = tuple[
 
 
 def packed(layers: Layers, weights: Weights, bfloat16: bool) -> Stack:
-    """The stack as the kernels read it, its weights packed again where they changed."""
+    """The stack as the kernels read it, its weights packed again where they changed; on a device
+    at each attack, since to find out would wait for it."""
     matrices: tuple[list[Tensor], list[Tensor]] = ([], [])
     with torch.no_grad(), weights.lock:
         for i, layer in enumerate(layers):
             w = layer.weight.detach()
+            if inductor.serves(w):
+                matrices[0].append(pack(w, bfloat16))
+                matrices[1].append(matrices[0][-1])  # the launcher reads one of them
+                continue
             counts = (weights.count(f"dense weight {i}", w),)
             for j, matrix in enumerate((w, w.T)):
                 compute = partial(pack, matrix, bfloat16)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from fastadv import ops
-from fastadv.engine import dense
+from fastadv.engine import dense, inductor
 from fastadv.engine.weights import Weights
 
 if TYPE_CHECKING:
@@ -43,10 +43,16 @@ class Plans:
         """x_adv to the attack's last iterate; None: it is to be taken step by step."""
         if self.against is not None or (layers := self._layers(problem.x, read_graph)) is None:
             return None
-        if why := dense.why_not(attack, problem):
-            self.notes.append(f"the last attack went step by step: {why}")
+        bfloat16, why = self.bfloat16, dense.why_not(attack, problem)
+        on_device = inductor.serves(problem.x)
+        if not why and on_device:
+            bfloat16 = self.precision == "bfloat16"
+            why = dense.why_not_on_device(layers, attack, problem, bfloat16)
+        if why:
+            way = "was not taken in one launch" if on_device else "went step by step"
+            self.notes.append(f"the last attack {way}: {why}")
             return None
-        stack = dense.packed(layers, self._weights, self.bfloat16)
+        stack = dense.packed(layers, self._weights, bfloat16)
         return partial(dense.climb, stack, attack, problem)
 
     def forward(self, x: Tensor, read_graph: Read) -> Tensor | None:
@@ -60,17 +66,21 @@ class Plans:
 
     def _layers(self, x: Tensor, read_graph: Read) -> dense.Layers | None:
         layers = dense.read_modules(self.model, x)
-        if isinstance(layers, str) and x.device.type == "cpu":
+        on_device = inductor.serves(x)
+        if isinstance(layers, str) and (x.device.type == "cpu" or on_device):
             layers = read_graph(x)
         if isinstance(layers, str):
             self.found = False
-            self.notes = [f"attacks step by step: it is no dense stack, {layers}"]
+            slower = f"attacks step by step: it is no dense stack, {layers}"
+            self.notes = [] if on_device else [slower]
             return None
+        self.found = True
+        if on_device:
+            products = "bfloat16" if self.precision == "bfloat16" else "TF32"
+            self.notes = [f"{_STACK} launch, {products} products".format(dense.describe(layers))]
+            return layers
         products = "bfloat16" if self.bfloat16 else "float32"
-        self.notes = [
-            f"dense stack {dense.describe(layers)}: plain attacks take all steps in one call, "
-            f"{products} products"
-        ]
+        self.notes = [f"{_STACK} call, {products} products".format(dense.describe(layers))]
         if self.precision == "float32":
             self.notes.append(
                 f"through autograd: batches of {-(-_TINY // self._size)} and more on the same "
@@ -78,7 +88,6 @@ class Plans:
             )
         if self.precision != products:
             self.notes.append(_NO_BFLOAT16)
-        self.found = True
         return layers
 
 
@@ -106,6 +115,7 @@ def multiplies_bfloat16() -> bool:
     return bool(_native.multiplies_bfloat16())
 
 
+_STACK = "dense stack {}: plain attacks take all steps in one"
 _NO_BFLOAT16 = (
     "precision='bfloat16' is served in float32: the kernels in use have no bfloat16 products "
     "(they need AVX-512 BF16)"

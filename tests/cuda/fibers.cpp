@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "shim.h"
@@ -73,7 +74,7 @@ struct Arena {
 
 struct Grid {
   std::vector<Fiber> fibers;
-  std::vector<char*> stacks;
+  std::vector<std::pair<char*, size_t>> stacks;
   std::vector<char> warps;  // one object a warp, for ThreadSanitizer's edges
   std::vector<std::unique_ptr<Arena>> arenas;
   const std::function<void()>* body = nullptr;
@@ -144,22 +145,28 @@ void start() {
   leave(State::kDone);
 }
 
-// Stacks too are kept until the grid ends: reused, they would look shared by two blocks' threads.
-char* new_stack() {
-  void* const stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stack == MAP_FAILED) fail("no memory for a fiber's stack");
-  grid.stacks.push_back(static_cast<char*>(stack));
-  return grid.stacks.back();
+// The stacks of a block. ThreadSanitizer's are kept until the grid ends, and never reused: they
+// would look shared by the threads of two blocks.
+char* new_stacks(unsigned threads) {
+#if !defined(FASTADV_TSAN)
+  if (!grid.stacks.empty() && grid.fibers.size() == threads) return grid.stacks.back().first;
+#endif
+  const size_t size = threads * kStack;
+  void* const stacks = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stacks == MAP_FAILED) fail("no memory for the fibers' stacks");
+  grid.stacks.emplace_back(static_cast<char*>(stacks), size);
+  return grid.stacks.back().first;
 }
 
 void prepare(unsigned threads) {
   grid.arenas.push_back(std::make_unique<Arena>());
+  char* const stacks = new_stacks(threads);
   grid.fibers = std::vector<Fiber>(threads);
   grid.warps.assign(threads / kWarp + 1, 0);
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = grid.fibers[i];
-    fiber.stack = new_stack();
+    fiber.stack = stacks + i * kStack;
     getcontext(&fiber.context);
     fiber.context.uc_stack = {fiber.stack, 0, kStack};
     fiber.context.uc_link = &grid.scheduler;
@@ -276,8 +283,9 @@ void run(int64_t blocks, int threads, const std::function<void()>& body) {
   }
   acquire(&grid.at_exit);
   grid.arenas.clear();
-  for (char* const stack : grid.stacks) munmap(stack, kStack);
+  for (const auto& [stacks, size] : grid.stacks) munmap(stacks, size);
   grid.stacks.clear();
+  grid.fibers.clear();
 }
 
 }  // namespace shim

@@ -76,6 +76,8 @@ namespace fastadv::cuda {
 
 using Stream = void*;
 
+inline void store_16_bytes(uint4* to, uint4 v) { *to = v; }
+
 template <class... P, class... A>
 void launch(void (*kernel)(P...), const char*, int64_t blocks, int threads, Stream, A... args) {
   shim::run(blocks, threads, [=] { kernel(args...); });

@@ -1,7 +1,7 @@
-"""csrc/cuda compiled as plain C++ on fibers (shim.h, fibers.cpp), and its ops called on CPU tensors.
+"""csrc/cuda compiled as plain C++ on fibers (shim.h, fibers.cpp); its ops called on CPU tensors.
 
-No GPU takes part. What this shows is that the kernels' own C++, every index, mask and barrier of it,
-gives the right numbers in three schedules, and what the sanitizers say of it.
+No GPU takes part. What this shows is that the kernels' own C++, every index, mask and barrier of
+it, gives the right numbers in three schedules, and what the sanitizers say of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FLAGS = (
 _UNDEFINED = "alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,return"
 SANITIZERS = {
     "plain": (),
-    "asan": (f"-fsanitize=address,{_UNDEFINED}", "-fno-sanitize-recover=all"),
+    "asan": ("-O0", f"-fsanitize=address,{_UNDEFINED}", "-fno-sanitize-recover=all"),
     "tsan": ("-fsanitize=thread",),
 }
 
@@ -51,21 +51,35 @@ def compile_one(source: Path, target: Path, *flags: str) -> Path:
     return target
 
 
-def build(folder: Path, sanitizer: str, ops: tuple[str, ...] = OPS, csrc: Path = CSRC) -> Path:
-    """The driver with the launchers of `ops` in `csrc`, under one of SANITIZERS."""
+def build(
+    folder: Path,
+    sanitizer: str,
+    ops: tuple[str, ...] = OPS,
+    csrc: Path = CSRC,
+    shared: Path | None = None,
+) -> Path:
+    """The driver with the launchers of `ops` in `csrc`, under one of SANITIZERS.
+
+    `shared` keeps what does not depend on `csrc` for the next build.
+    """
     assert COMPILER is not None
     flags = SANITIZERS[sanitizer]
+    shared = shared or folder
     folder.mkdir(parents=True, exist_ok=True)
-    fibers = compile_one(  # without the sanitizer: see its first lines
-        HERE / "fibers.cpp", folder / "fibers.o", f"-DFASTADV_{sanitizer.upper()}"
-    )
-    objects = [compile_one(HERE / "driver.cpp", folder / "driver.o", *flags), fibers]
+    fibers, driver = (shared / f"{name}_{sanitizer}.o" for name in ("fibers", "driver"))
+    if not driver.exists():
+        shared.mkdir(parents=True, exist_ok=True)
+        # The scheduler has no sanitizer in it: its first lines say why.
+        compile_one(HERE / "fibers.cpp", fibers, f"-DFASTADV_{sanitizer.upper()}")
+        compile_one(HERE / "driver.cpp", driver, *flags)
+    objects = [driver, fibers]
     for op in ops:
         source = csrc / "cuda" / f"launch_{op}.cu"
         objects.append(compile_one(source, folder / f"{op}.o", *flags))
-    driver = folder / "driver"
-    subprocess.run([COMPILER, *flags, *map(str, objects), "-o", str(driver)], check=True)
-    return driver
+    link = [] if ops == OPS else ["-Wl,--unresolved-symbols=ignore-in-object-files"]
+    binary = folder / "run"
+    subprocess.run([COMPILER, *flags, *map(str, objects), *link, "-o", str(binary)], check=True)
+    return binary
 
 
 @dataclass(frozen=True)

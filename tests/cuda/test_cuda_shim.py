@@ -10,7 +10,7 @@ import torch
 from cases import BOUNDS, Case, all_cases, make
 from head_cases import FORMS, defined, one_row
 from head_cases import make as make_head
-from shimmed import COMPILER, NORMS, ORDERS, SANITIZERS, Shim, build
+from shimmed import COMPILER, NORMS, ORDERS, Shim, build
 from tolerance import DTYPES, assert_in_ball, assert_near, bits
 from torch import Tensor
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 TOP = {"linf": (), "l2": (), "l1": (0.2,)}
 
 
-@pytest.fixture(scope="module", params=SANITIZERS)
+@pytest.fixture(scope="module", params=("asan", "tsan"))
 def shim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shim:
     folder = tmp_path_factory.mktemp(request.param)
     return Shim(build(folder / "build", request.param), folder, "random")
@@ -50,15 +50,20 @@ def check_step(shim: Shim, norm: str, case: Case, steepest: bool) -> None:
     else:
         near = case.double().args()
         getattr(reference, f"step_{norm}_")(*near, steepest, *TOP[norm])
-        assert_near(got, near[0], case.x[0].numel(), max(1.0, float(near[0].abs().max())))
+        # A raw step may be long: its coordinates carry roundings of that length.
+        raw = case.step_size.reshape(-1, 1) * case.grad.double().reshape(len(case.x), -1)
+        scale = 2.0 if steepest else max(2.0, float(raw.abs().max()))
+        assert_near(got, near[0], case.x[0].numel(), scale)
         assert_in_ball(got, case.x, case.radius, norm)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_have_the_results_of_the_cpu(plain: Shim, norm: str, dtype: torch.dtype) -> None:
-    """Every shape, layout and kind of bounds; the schedules take turns."""
-    for i, case in enumerate(all_cases(dtype)):
+    """Every shape, layout and kind of bounds in linf, and some of them in the others, whose
+    fibers switch more often; the schedules take turns."""
+    some = 1 if norm == "linf" else 3 if dtype == torch.float32 else 5
+    for i, case in enumerate(all_cases(dtype)[::some]):
         check_step(plain.ordered(ORDERS[i % 3]), norm, case, i % 5 != 0)
 
 

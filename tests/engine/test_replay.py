@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import pytest
 import torch
 from conftest import seeded
 from fake_graph import FakeGraphs
-from stand_in import small_net, standing_in
+from replays import Pair, X, Y, assert_same, pair
+from replays import made as made  # a fixture
+from stand_in import small_net
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastadv as fa
-from fastadv.engine import Compiled, replay
+from fastadv.engine import replay
 
-G = seeded(2)
-X, Y = torch.rand(9, 3, 8, 8, generator=G), torch.randint(0, 5, (9,), generator=G)
 LINF, PGD = fa.Linf(0.1), fa.pgd(fa.Linf(0.1), steps=4)
 ATTACKS = {
     "linf": PGD,
@@ -41,6 +39,8 @@ ATTACKS = {
     "callable": fa.pgd(LINF, steps=4, objective=lambda z, y: -z.gather(1, y[:, None])[:, 0]),
     "train": fa.pgd(LINF, steps=4, mode="train"),
     "fooled": fa.pgd(fa.Linf(0.02), steps=20, stop="fooled"),
+    "cycle": fa.pgd(fa.Linf(0.02), steps=60, stop="cycle"),
+    "resolved": fa.pgd(fa.Linf(0.02), steps=60, stop="resolved"),
     "fooled momentum": fa.Attack(LINF, fa.Momentum(0.005), 20, stop="fooled"),
 }
 AIMS: dict[str, dict[str, Tensor]] = {
@@ -51,54 +51,13 @@ AIMS: dict[str, dict[str, Tensor]] = {
     "labels of another type": {"y": Y.to(torch.uint8)},
 }
 CASES = [(name, "y") for name in ATTACKS]
-CASES += [(name, aim) for name in ("linf", "fooled") for aim in AIMS if aim != "y"]
-
-
-@dataclass
-class Pair:
-    """One model compiled twice: step by step, and captured."""
-
-    plain: Compiled
-    fast: Compiled
-    made: list[FakeGraphs]
-
-    def run(
-        self, attack: fa.Attack, x: Tensor = X, **given: Tensor
-    ) -> tuple[fa.AttackResult, fa.AttackResult]:
-        results = []
-        for model in (self.plain, self.fast):
-            torch.manual_seed(1)  # of a dropout
-            results.append(attack.run(model, x, generator=seeded(1), **given))
-        assert "graph=False" in str(self.plain.report())
-        assert "replayed a captured step" in str(self.fast.report())
-        return results[0], results[1]
-
-    def log(self) -> list[str]:
-        lines, self.made[0].log = self.made[0].log, []
-        return lines
-
-
-def pair(made: list[FakeGraphs], model: nn.Module) -> Pair:
-    made.clear()
-    return Pair(fa.compile(model, graph=False), fa.compile(model, graph=True), made)
-
-
-@pytest.fixture(scope="module")
-def made() -> Iterator[list[FakeGraphs]]:
-    with standing_in() as made:
-        yield made
+CASES += [(name, aim) for name in ("linf", "resolved") for aim in AIMS if aim != "y"]
 
 
 @pytest.fixture(scope="module")
 def shared(made: list[FakeGraphs]) -> Pair:
     """For tests that leave the model as it is; compiled once."""
     return Pair(fa.compile(net := small_net(), graph=False), fa.compile(net, graph=True), made)
-
-
-def assert_same(one: fa.AttackResult, other: fa.AttackResult) -> None:
-    assert torch.equal(one.x_adv, other.x_adv)
-    assert torch.equal(one.success, other.success)
-    assert torch.equal(one.loss, other.loss)
 
 
 @pytest.mark.parametrize(("name", "aim"), CASES)
@@ -110,17 +69,6 @@ def test_a_replay_is_the_ordinary_loop(name: str, aim: str, shared: Pair) -> Non
     log = shared.log()
     assert log.count("capture") in (0, 1)  # 0: it was captured for another aim
     assert attack.stop or log.count("replay") == attack.steps * attack.restarts
-
-
-def test_a_stop_is_looked_for_every_few_steps(made: list[FakeGraphs]) -> None:
-    two = pair(made, small_net())
-    attack = fa.pgd(LINF, steps=60, stop="fooled")
-    wrong = (two.plain.module(X).argmax(1) + 1) % 5
-    one, other = two.run(attack, y=wrong)
-    assert_same(one, other)
-    assert two.log().count("replay") == 8  # all are fooled at the start, and seen to be before 8
-    assert other.forwards == (8 + 1) * len(X)
-    assert_same(*two.run(attack, y=wrong.roll(1)))
 
 
 def test_shapes_dtypes_and_layouts_are_captured_apart(made: list[FakeGraphs]) -> None:
@@ -251,7 +199,6 @@ def test_attacks_that_are_not_captured(made: list[FakeGraphs]) -> None:
     fast, strict = fa.compile(model), fa.compile(model, graph=True)
     for attack, why in (
         (fa.apgd(LINF, steps=5), "apgd goes by the losses"),
-        (fa.pgd(LINF, steps=5, stop="cycle"), "stop='cycle' keeps a history"),
         (fa.pgd(LINF, steps=0), "it has no steps"),
     ):
         expected = attack.run(fa.compile(model, graph=False), X, Y, generator=seeded(1))
@@ -291,40 +238,3 @@ def test_nan_is_met_after_the_replays(made: list[FakeGraphs]) -> None:
         PGD(fast, X, Y)
     with pytest.raises(ValueError, match="`y` must be in"):
         PGD(fast, X, Y + 5)
-
-
-def test_nothing_runs_between_replays(made: list[FakeGraphs]) -> None:
-    """One launch a step: the loop itself touches no tensor, and allocates none."""
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            made[0].log.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-        @classmethod
-        def ignore_compile_internals(cls) -> bool:
-            return True
-
-    two = pair(made, small_net())
-    for attack, most in ((PGD, 0), (fa.pgd(fa.Linf(0.01), steps=17, stop="fooled"), 4)):
-        for _ in range(2):
-            attack(two.fast, X)
-        program = list(two.fast._replays._programs.values())[-1]
-        replayed = program.replay
-        assert replayed is not None
-
-        def unseen(replayed: Callable[[], None] = replayed) -> None:
-            from torch.utils._python_dispatch import _disable_current_modes
-
-            with _disable_current_modes():
-                replayed()
-
-        program.replay = unseen
-        two.log()
-        with Count():
-            attack(two.fast, X)
-        log = made[0].log
-        first, last = log.index("replay"), len(log) - log[::-1].index("replay")
-        ours = [line for line in log[first:last] if line != "replay"]
-        assert len(ours) <= most, ours  # before steps 8 and 16: all() and its item()
-        assert log[first:last].count("replay") == attack.steps
