@@ -110,6 +110,7 @@ class Compiled(nn.Module):
             if not self._held:
                 self._weights.confirmed = set()
                 if any(map(inductor.serves, self.module.parameters())):
+                    self._replays.wait()
                     self._copies.refresh()
             self._held += 1
         try:
