@@ -12,9 +12,6 @@ from importlib import import_module
 from threading import RLock
 from typing import Any
 
-import torch
-from torch import Tensor
-
 Kernel = Callable[..., Any]
 
 
@@ -41,11 +38,7 @@ class Deferred:
         def run(*args: Any) -> Any:
             if not self._loaded:
                 self._load()
-            device = next(arg.device for arg in args if isinstance(arg, Tensor))
-            if device.index == torch.cuda.current_device():
-                return self._kernels[name](*args)
-            with torch.cuda.device(device):  # a launch goes to the current device
-                return self._kernels[name](*args)
+            return self._kernels[name](*args)
 
         return run
 

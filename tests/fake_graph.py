@@ -99,6 +99,7 @@ class FakeGraphs:
     device: torch.device
     log: list[str] = field(default_factory=list)
     inside: bool = False
+    entered: int = 0
 
     def rehearse(self, run: Callable[[], None], watched: bool) -> None:
         self.log.append("rehearse")
@@ -129,6 +130,7 @@ class FakeGraphs:
 
     def enter(self) -> None:
         self.inside = True
+        self.entered += 1
 
     def leave(self) -> None:
         self.inside = False

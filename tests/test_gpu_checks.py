@@ -49,7 +49,7 @@ def test_without_a_device_it_says_so_in_one_line(tmp_path: Path) -> None:
 def test_the_checks_themselves_on_the_cpu(tmp_path: Path) -> None:
     """A few of each file; FASTADV_TEST_DEVICE=cpu make test-gpu runs all of them."""
     report = tmp_path / "report.md"
-    chosen = "speed or gradient or bfloat16 or (attack and linf) or (replay and momentum)"
+    chosen = "(speed and (step or head or captured)) or without_a_gradient or (replay and momentum)"
     arguments = ("--report", str(report), "--backend", "reference", "-k", chosen)
     done = call(*arguments, FASTADV_TEST_DEVICE="cpu")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -114,6 +114,7 @@ class Compiled(Steady):
                 self._weights.held = {}
                 self._sure.clear()
                 if any(map(inductor.serves, self.module.parameters())):
+                    self._replays.wait()
                     self._copies.refresh()
             self._held += 1
         try:

@@ -50,9 +50,11 @@ class CudaGraphs:
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):
-                yield
-            current.wait_stream(self.stream)
+            try:
+                with torch.cuda.stream(self.stream):
+                    yield
+            finally:  # memory that is freed next is in use until then
+                current.wait_stream(self.stream)
 
     def rehearse(self, run: Run, watched: bool) -> None:
         before = torch.cuda.get_sync_debug_mode()
@@ -66,11 +68,15 @@ class CudaGraphs:
     def capture(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
         # thread_local: a loader that pins memory in another thread does not spoil the capture.
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
-        ):
-            run()
+        try:
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
+            ):
+                run()
+        except BaseException:
+            self.pool = torch.cuda.graph_pool_handle()  # what was cut off may have left it open
+            raise
 
         def replay() -> None:
             with torch.cuda.device(self.device):

@@ -2,7 +2,8 @@
 
 Inductor writes one kernel for a batch norm, the residual sum and the ReLU that follow a
 convolution, and one for their gradients: folding the norm into the weights, as on the CPU, would
-save no pass over memory, and is left out.
+save no pass over memory, and is left out. Counted: two layers of convolution, norm and ReLU take 4
+such kernels, forward and backward, and without the norms 4 as well.
 """
 
 from __future__ import annotations

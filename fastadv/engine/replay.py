@@ -52,6 +52,12 @@ class Replays:
         self._lock = RLock()
         self._met: dict[Key, set[Hashable]] = {}  # the sizes of batches
 
+    def wait(self) -> None:
+        """The work that follows waits for all replays, on whatever stream they were launched."""
+        with self._lock:
+            for graphs in self._graphs.values():
+                graphs.enter()
+
     def plan(self, attack: Attack, problem: Problem) -> Climb | None:
         """x_adv to the attack's last iterate by replays; None: it goes step by step.
 

@@ -45,6 +45,7 @@ def assert_close(fast: nn.Module, model: nn.Module, x: Tensor = X, rtol: float =
     return ours[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # its own imports'
 def test_inductor_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "inner", inner)
@@ -61,6 +62,27 @@ def test_inductor_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         model.first.weight.mul_(1.5)
     assert_close(fast, model)
     assert "inductor" in str(fast.report())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_norm_costs_inductor_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import metrics
+
+    def net(norm: bool) -> nn.Module:
+        one = [nn.Conv2d(3, 16, 3, padding=1, bias=not norm), nn.BatchNorm2d(16), nn.ReLU()]
+        two = [nn.Conv2d(16, 16, 3, padding=1, bias=not norm), nn.BatchNorm2d(16), nn.ReLU()]
+        return nn.Sequential(*(m for m in one + two if norm or m not in (one[1], two[1]))).eval()
+
+    monkeypatch.setattr(inductor, "inner", inner)
+    kernels = []
+    with torch._inductor.config.patch(fx_graph_cache=False):  # or nothing is generated
+        for norm in (True, False):
+            metrics.reset()
+            leaf = X.clone().requires_grad_()
+            torch.autograd.grad(fa.compile(net(norm))(leaf).sum(), leaf)
+            kernels.append(metrics.generated_kernel_count)
+    assert kernels == [4, 4]
 
 
 @pytest.mark.parametrize("layout", ["plain", "last", "strided"])
@@ -171,6 +193,26 @@ def test_weights_are_copied_once_an_attack(monkeypatch: pytest.MonkeyPatch) -> N
     gradient(fast, X, Y)
     gradient(fast, X, Y)
     assert len(calls) == 3  # outside of an attack at each forward
+
+
+def test_copies_are_written_after_the_replays_that_read_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those may be under way on another stream."""
+    fast = fa.compile(small_net(), graph=True)
+    attack = fa.pgd(fa.Linf(0.1), steps=2)
+    attack(fast, X, Y)
+    (graphs,) = fast._replays._graphs.values()
+    entered, refresh = [], Copies.refresh
+
+    def watched(copies: Copies) -> None:
+        entered.append(graphs.entered)
+        refresh(copies)
+
+    monkeypatch.setattr(Copies, "refresh", watched)
+    before = graphs.entered
+    attack(fast, X, Y)
+    assert entered == [before + 1]
 
 
 def test_two_precisions_at_once_raise() -> None:

@@ -28,6 +28,7 @@ ATTACKS = {
     "dlr": fa.pgd(LINF, steps=6, objective=fa.dlr),
     "train": fa.pgd(LINF, steps=6, mode="train"),
     "fooled": fa.pgd(fa.Linf(0.02), steps=20, stop="fooled"),
+    "resolved": fa.pgd(fa.Linf(0.02), steps=40, stop="resolved"),
 }
 AIMS = {"y": {"y": Y}, "target": {"target": Y}, "none": {}}
 AIMS["radii"] = {"y": Y, "radius": torch.linspace(0.0, 0.05, len(X)).to(DEVICE)}
