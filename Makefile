@@ -20,7 +20,7 @@ PIP_FAILED = { echo; echo "pip could not install what fastadv needs; its own mes
   exit 1; } >&2
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint format bench clean distclean help
+.PHONY: setup demo test test-quick test-gpu lint format bench clean distclean help
 
 setup: $(VENV)/.built  ## set up the virtual environment and compile fastadv into it (the default)
 	@echo "fastadv is ready in $(VENV): try 'make demo', or $(PY)"
@@ -30,6 +30,12 @@ demo: $(VENV)/.built  ## train a small net, attack it, print a table and draw a 
 
 test: $(VENV)/.built  ## run the tests, on all cores; pytest's options in ARGS, as in ARGS="-k step"
 	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
+
+test-quick: $(VENV)/.built  ## the edit loop's tests: what is not slow, no emulator, no sanitizer, no zoo
+	$(PY) -m pytest -n auto --dist loadfile -q -m "not slow" $(addprefix --ignore=,$(SLOW_TESTS)) $(ARGS)
+
+test-gpu: $(VENV)/.built  ## check this machine's GPU with every backend; writes gpu-report.md
+	PYTHONPATH=. $(PY) tests/gpu/run.py $(ARGS)
 
 lint: $(VENV)/.built  ## check style and types: ruff, mypy --strict, clang-format
 	$(PY) -m ruff check .

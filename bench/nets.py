@@ -63,10 +63,10 @@ def _head(channels: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
 
 
-def resnet18() -> nn.Module:
-    """Widths 64 to 512, and a stem of 3x3 without pooling."""
+def resnet18(depth: int = 2) -> nn.Module:
+    """Widths 64 to 512, `depth` blocks each, and a stem of 3x3 without pooling."""
     stem = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    return nn.Sequential(*stem, *_blocks(Block, 64, (64, 128, 256, 512), 2), *_head(512))
+    return nn.Sequential(*stem, *_blocks(Block, 64, (64, 128, 256, 512), depth), *_head(512))
 
 
 def preactresnet18() -> nn.Module:

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[list[Row]]:
     """One table: fastadv in both precisions and on the plain model, and the peers."""
-    model, x, y = _trained(args.model, args.train_steps, args.batch)
+    model, x, y = trained(args.model, args.train_steps, args.batch)
     crafts = _crafts(model, x, y, args)
     accuracy = {
         name: attacks.robust_accuracy(name, model, x, y, len(x), BALL, craft)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> list[list[Row]]:
 
 def _crafts(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace) -> dict[str, Craft]:
     fast = fa.compile(model)
-    _check_gradient(model, fast, x, y)
+    check_gradient(model, fast, x, y)
     attack = fa.pgd(BALL, STEP_SIZE, args.steps, start="zero")
     crafts: dict[str, Craft] = {
         "fastadv": lambda x, y: attack(fast, x, y),
@@ -78,7 +78,7 @@ def _crafts(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace) ->
     return crafts
 
 
-def _check_gradient(model: nn.Module, fast: nn.Module, x: Tensor, y: Tensor) -> None:
+def check_gradient(model: nn.Module, fast: nn.Module, x: Tensor, y: Tensor) -> None:
     """The compiled model's gradient against float64's: the median over the samples."""
     found = _gradient(fast, x, y).double().flatten(1)
     exact = _gradient(copy.deepcopy(model).double(), x.double(), y).flatten(1)
@@ -92,7 +92,7 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.autograd.grad(loss, leaf)[0]
 
 
-def _trained(name: str, steps: int, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
+def trained(name: str, steps: int, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The net in eval mode, and test images with their labels."""
     torch.manual_seed(0)
     data, model = digits.load(), NETS[name]()

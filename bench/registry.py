@@ -6,7 +6,19 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import dense, head, moosavi, overhead, pgd, step, stop, universal
+from bench import (
+    dense,
+    head,
+    layers,
+    moosavi,
+    overhead,
+    pgd,
+    scaling,
+    step,
+    stop,
+    train,
+    universal,
+)
 from bench.store import Row
 
 
@@ -28,6 +40,9 @@ BENCHMARKS = {
     "head": Benchmark(head.__doc__ or "", head.arguments, head.run, head.YARDSTICK),
     "dense": Benchmark(dense.__doc__ or "", dense.arguments, dense.run, dense.YARDSTICK),
     "pgd": Benchmark(pgd.__doc__ or "", pgd.arguments, pgd.run, pgd.YARDSTICK),
+    "layers": Benchmark(layers.__doc__ or "", layers.arguments, layers.run, layers.YARDSTICK),
+    "train": Benchmark(train.__doc__ or "", train.arguments, train.run, train.YARDSTICK),
+    "scaling": Benchmark(scaling.__doc__ or "", scaling.arguments, scaling.run, scaling.YARDSTICK),
     "moosavi": Benchmark(moosavi.__doc__ or "", moosavi.arguments, moosavi.run, moosavi.YARDSTICK),
     "stop": Benchmark(stop.__doc__ or "", stop.arguments, stop.run, stop.YARDSTICK),
     "overhead": Benchmark(

@@ -121,81 +121,145 @@ void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale
   fastadv::run_winograd_weights(args, parallel);
 }
 
-// How many numbers (in bfloat16: pairs, a phase's last one padded) each output of a direct
-// convolution has as weights, over all phases.
-int64_t direct_steps(const fastadv::DirectArgs& args) {
-  const int64_t phases = args.gradient ? args.stride[0] * args.stride[1] : 1;
-  int64_t steps = 0;
-  for (int64_t i = 0; i < phases; ++i) {
-    int64_t taps = 1;
-    for (int axis = 0; axis < 2; ++axis) {
-      const int64_t own = axis == 0 ? i / args.stride[1] : i % args.stride[1];
-      int64_t seen = 0;
-      for (int64_t k = 0; k < args.kernel[axis]; ++k) {
-        const int64_t distance = own + args.padding[axis] - k * args.dilation[axis];
-        seen += !args.gradient || distance % args.stride[axis] == 0;
-      }
-      taps *= seen;
-    }
-    const int64_t depth = taps * args.channels;
-    steps += args.bfloat16 ? (depth + 1) / 2 : depth;
-  }
-  return steps;
-}
-
-void direct(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
-            std::optional<Tensor> bias, std::optional<Tensor> residual, std::optional<Tensor> mask,
-            std::vector<int64_t> kernel, std::vector<int64_t> stride, std::vector<int64_t> padding,
-            std::vector<int64_t> dilation, bool gradient, bool relu) {
+// Raises unless these are the sizes of a convolution: x (N, H, W, C) and y, or, for a gradient, the
+// other way round.
+fastadv::DirectArgs convolution_of(const Tensor& y, const Tensor& x, const Tensor& weights,
+                                   const std::vector<int64_t>& kernel,
+                                   const std::vector<int64_t>& stride,
+                                   const std::vector<int64_t>& padding,
+                                   const std::vector<int64_t>& dilation, bool gradient) {
   STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
   STD_TORCH_CHECK(
       kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
       "`kernel`, `stride`, `padding` and `dilation` must be two numbers each");
-  const int64_t n = x.size(0), bytes = sign_bytes(y.size(3));
   fastadv::DirectArgs args{};
-  args.samples = n;
+  args.samples = x.size(0);
   args.height = x.size(1), args.width = x.size(2), args.channels = x.size(3);
   args.rows = y.size(1), args.columns = y.size(2), args.outputs = y.size(3);
-  args.gradient = gradient, args.relu = relu;
-  args.bfloat16 = weights.scalar_type() == ScalarType::BFloat16;
   for (int axis = 0; axis < 2; ++axis) {
+    constexpr int64_t kMost = int64_t(1) << 31;
     args.kernel[axis] = kernel[axis], args.stride[axis] = stride[axis];
     args.padding[axis] = padding[axis], args.dilation[axis] = dilation[axis];
-    const int64_t in = gradient ? y.size(1 + axis) : x.size(1 + axis);
-    const int64_t out = gradient ? x.size(1 + axis) : y.size(1 + axis);
     STD_TORCH_CHECK(
         kernel[axis] > 0 && stride[axis] > 0 && padding[axis] >= 0 && dilation[axis] > 0,
         "`kernel`, `stride` and `dilation` must be positive, and `padding` not negative");
-    STD_TORCH_CHECK(
-        kernel[axis] <= fastadv::kDirectTaps && stride[axis] <= fastadv::kDirectPhases &&
-            padding[axis] < (int64_t(1) << 31) && dilation[axis] < (int64_t(1) << 31),
-        "`kernel` must have at most 64 taps and `stride` at most 16 phases, and `padding` and "
-        "`dilation` must be below 2^31");
+    STD_TORCH_CHECK(kernel[axis] <= fastadv::kDirectTaps && stride[axis] < kMost &&
+                        padding[axis] < kMost && dilation[axis] < kMost,
+                    "`kernel` must have at most 64 taps, and `stride`, `padding` and `dilation` "
+                    "must be below 2^31");
+    const int64_t in = gradient ? y.size(1 + axis) : x.size(1 + axis);
+    const int64_t out = gradient ? x.size(1 + axis) : y.size(1 + axis);
     const int64_t seen = in + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1;
     STD_TORCH_CHECK(seen >= 0 && out == seen / stride[axis] + 1,
                     "`x` and `y` must have the sizes of a convolution and its output");
   }
-  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kDirectTaps &&
-                      stride[0] * stride[1] <= fastadv::kDirectPhases,
-                  "`kernel` must have at most 64 taps and `stride` at most 16 phases");
+  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kDirectTaps,
+                  "`kernel` must have at most 64 taps");
   STD_TORCH_CHECK(args.channels > 0 && args.outputs > 0, "`x` and `y` must have channels");
-  check(x, "x", ScalarType::Float, {n, args.height, args.width, args.channels});
-  check(y, "y", ScalarType::Float, {n, args.rows, args.columns, args.outputs});
+  check(x, "x", ScalarType::Float, {args.samples, args.height, args.width, args.channels});
+  check(y, "y", ScalarType::Float, {args.samples, args.rows, args.columns, args.outputs});
+  args.bfloat16 = weights.scalar_type() == ScalarType::BFloat16;
   STD_TORCH_CHECK(!args.bfloat16 || fastadv::multiplies_bfloat16(),
                   "`weights` must be float32: the kernels in use have no bfloat16 products");
-  const int64_t wide = panels(args.outputs) * fastadv::kPanel * (args.bfloat16 ? 2 : 1);
-  check(weights, "weights", args.bfloat16 ? ScalarType::BFloat16 : ScalarType::Float,
-        {direct_steps(args) * wide});
   args.x = floats(x), args.weights = floats(weights);
   args.y = static_cast<float*>(y.mutable_data_ptr());
+  return args;
+}
+
+// Raises unless `weights` are this many rows of panels, of numbers or pairs of bfloat16.
+void check_packed(const Tensor& weights, const fastadv::DirectArgs& args, int64_t numbers,
+                  int64_t wide) {
+  const int64_t steps = args.bfloat16 ? (numbers + 1) / 2 * 2 : numbers;
+  check(weights, "weights", args.bfloat16 ? ScalarType::BFloat16 : ScalarType::Float,
+        {steps * wide * fastadv::kPanel});
+}
+
+void direct(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
+            std::optional<Tensor> bias, std::optional<Tensor> residual, std::vector<int64_t> kernel,
+            std::vector<int64_t> stride, std::vector<int64_t> padding,
+            std::vector<int64_t> dilation, bool relu) {
+  fastadv::DirectArgs args =
+      convolution_of(y, x, weights, kernel, stride, padding, dilation, false);
+  const int64_t n = args.samples, bytes = sign_bytes(args.outputs);
+  check_packed(weights, args, kernel[0] * kernel[1] * args.channels, panels(args.outputs));
+  args.relu = relu;
   args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
+  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                             {n, args.rows, args.columns, args.outputs});
+  args.signs =
+      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, args.rows, args.columns, bytes});
+  fastadv::run_direct(args, parallel);
+}
+
+void fold(Tensor y, Tensor x, Tensor weights, std::optional<Tensor> residual,
+          std::optional<Tensor> mask, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+          std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  fastadv::DirectArgs args = convolution_of(y, x, weights, kernel, stride, padding, dilation, true);
+  const int64_t n = args.samples, bytes = sign_bytes(args.outputs);
+  constexpr int64_t kMost = fastadv::kFoldChannels;
+  const int64_t taps = kernel[0] * kernel[1], last = args.outputs % kMost;
+  check_packed(weights, args, args.channels,
+               args.outputs / kMost * panels(taps * kMost) + panels(taps * last));
   args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
                                              {n, args.rows, args.columns, args.outputs});
   args.mask = check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte,
                                            {n, args.rows, args.columns, bytes});
-  args.signs =
-      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, args.rows, args.columns, bytes});
-  fastadv::run_direct(args, parallel);
+  fastadv::run_fold(args, parallel);
+}
+
+// y and `taken` of x, or of y, the gradient of the output, that of x.
+fastadv::PoolArgs pool_of(const Tensor& image, const Tensor& pooled, const Tensor& taken,
+                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                          const std::vector<int64_t>& padding) {
+  STD_TORCH_CHECK(image.dim() == 4 && pooled.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2,
+                  "`kernel`, `stride` and `padding` must be two numbers each");
+  const int64_t n = image.size(0), channels = image.size(3);
+  STD_TORCH_CHECK(channels > 0, "`x` and `y` must have channels");
+  fastadv::PoolArgs args{};
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t in = image.size(1 + axis), out = pooled.size(1 + axis);
+    STD_TORCH_CHECK(kernel[axis] > 0 && kernel[axis] <= fastadv::kPoolTaps && padding[axis] >= 0 &&
+                        padding[axis] < kernel[axis] && stride[axis] > 0 &&
+                        stride[axis] < int64_t(1) << 31,
+                    "`kernel` must have 1 to 256 taps, `stride` be positive, and `padding` less "
+                    "than the kernel");
+    STD_TORCH_CHECK(
+        out > 0 && out < int64_t(1) << 31 && (out - 1) * stride[axis] - padding[axis] < in,
+        "`x` and `y` must have sizes with a pixel under each window");
+    args.kernel[axis] = kernel[axis], args.stride[axis] = stride[axis];
+    args.padding[axis] = padding[axis];
+  }
+  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kPoolTaps, "`kernel` must have 1 to 256 taps");
+  check(image, "x", ScalarType::Float, {n, image.size(1), image.size(2), channels});
+  check(pooled, "y", ScalarType::Float, {n, pooled.size(1), pooled.size(2), channels});
+  check(taken, "taken", ScalarType::Byte,
+        {n, pooled.size(1), pooled.size(2), panels(channels) * fastadv::kPanel});
+  args.samples = n, args.outputs = channels;
+  args.taken = static_cast<uint8_t*>(taken.mutable_data_ptr());
+  return args;
+}
+
+void max_pool(Tensor y, Tensor taken, Tensor x, std::vector<int64_t> kernel,
+              std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  fastadv::PoolArgs args = pool_of(x, y, taken, kernel, stride, padding);
+  args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.height = x.size(1), args.width = x.size(2), args.rows = y.size(1), args.columns = y.size(2);
+  fastadv::run_max_pool(args, false, parallel);
+}
+
+void max_pool_gradient(Tensor y, Tensor x, Tensor taken, std::optional<Tensor> residual,
+                       std::optional<Tensor> mask, std::vector<int64_t> kernel,
+                       std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  fastadv::PoolArgs args = pool_of(y, x, taken, kernel, stride, padding);
+  args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.height = x.size(1), args.width = x.size(2), args.rows = y.size(1), args.columns = y.size(2);
+  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                             {args.samples, args.rows, args.columns, args.outputs});
+  args.mask = check_or_null<const uint8_t>(
+      mask, "mask", ScalarType::Byte,
+      {args.samples, args.rows, args.columns, sign_bytes(args.outputs)});
+  fastadv::run_max_pool(args, true, parallel);
 }
 
 void relu(Tensor y, std::optional<Tensor> signs, Tensor x, std::optional<Tensor> residual,
@@ -257,6 +321,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("winograd_", TORCH_BOX(&winograd));
   m.impl("winograd_weights_", TORCH_BOX(&winograd_weights));
   m.impl("direct_", TORCH_BOX(&direct));
+  m.impl("fold_", TORCH_BOX(&fold));
+  m.impl("max_pool_", TORCH_BOX(&max_pool));
+  m.impl("max_pool_gradient_", TORCH_BOX(&max_pool_gradient));
   m.impl("relu_", TORCH_BOX(&relu));
   m.impl("affine_relu_", TORCH_BOX(&affine_relu));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));

@@ -5,12 +5,19 @@ _build.json; where this one has none and another has, the other serves."""
 from __future__ import annotations
 
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 
 def package_path(path: list[str]) -> list[str]:
     """Where fastadv's modules are taken from: `path`, or the built copy that it hides."""
+    chosen = _whole_copy(path)
+    _find_kernels(Path(chosen[0]).resolve())
+    return chosen
+
+
+def _whole_copy(path: list[str]) -> list[str]:
     here = Path(path[0]).resolve()
     if (here / "_build.json").is_file():
         return path
@@ -26,3 +33,25 @@ def package_path(path: list[str]) -> list[str]:
 
 def _built(place: str) -> bool:
     return (Path(place) / "_build.json").is_file()
+
+
+class _Checkout:
+    """Finds fastadv.kernels in a checkout, where it stands beside fastadv/ and not in it."""
+
+    def __init__(self, kernels: Path) -> None:
+        self.kernels = kernels
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != "fastadv.kernels":
+            return None
+        start = self.kernels / "__init__.py"
+        return spec_from_file_location(name, start, submodule_search_locations=[str(start.parent)])
+
+
+def _find_kernels(package: Path) -> None:
+    """Lets `import fastadv.kernels` find those of the same checkout.
+
+    Before all other finders: an editable install of another checkout knows other kernels.
+    """
+    if not (package / "kernels").exists() and (package.parent / "setup.py").is_file():
+        sys.meta_path.insert(0, _Checkout(package.parent / "kernels"))

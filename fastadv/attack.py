@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from fastadv import _checks, ops
 from fastadv.apgd import auto_ascent
-from fastadv.balls import Ball
+from fastadv.balls import Ball, require_finite
 from fastadv.engine import Compiled
 from fastadv.model import MODES, Model, crafting
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem, output
-from fastadv.reference import compute_dtype
+from fastadv.reference import compute_dtype, rows
 from fastadv.rules import Auto, Rule, Steepest
 from fastadv.stops import AT_FOOLED, STOPS, ascend_until_done, require_stop
 
@@ -153,7 +154,7 @@ class Attack:
                 raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")
             if x.numel() == 0:
                 return _nothing(x)
-            with crafting(model, self.mode):
+            with crafting(model, self.mode), _held(model):
                 if y is None and (target is None or objective.targeted_needs_y):
                     y = objective.predict(output(model, x.clone()))  # a model may write on it
                 problem = Problem(model, objective, self.ball, x, r, y, target)
@@ -166,15 +167,16 @@ class Attack:
         self, problem: Problem, generator: torch.Generator | None, offset: int, score: bool
     ) -> AttackResult:
         x = problem.x
-        seed = draw_seed(generator) if self.start == "uniform" else 0
+        seed = 0
+        if self.start == "uniform":
+            require_finite(problem.radius)
+            seed = draw_seed(generator)
         best = _nothing(x)
         todo = torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
             start = x.clone()
             if self.start == "uniform":
-                start = self.ball.sample(
-                    x, seed, radius=problem.radius, offset=offset, stream=restart
-                )
+                start = self.ball.start(x, problem.radius, seed, offset, restart)
             if restart and self.stop in AT_FOOLED:  # who is fooled already is done
                 todo = (~best.success).nonzero()[:, 0]
                 if len(todo) == 0:
@@ -203,6 +205,11 @@ class Attack:
         return _ascend(problem, x_adv, self.rule, self.steps)
 
 
+def _held(model: Model) -> AbstractContextManager[None]:
+    """A compiled model computes what follows from its weights alone once an attack."""
+    return model.held() if isinstance(model, Compiled) else nullcontext()
+
+
 def require_attack(attack: object) -> None:
     """Raises TypeError unless `attack` is an Attack."""
     if not isinstance(attack, Attack):
@@ -211,10 +218,10 @@ def require_attack(attack: object) -> None:
 
 def _ascend(problem: Problem, x_adv: Tensor, rule: Rule, steps: int) -> Tensor:
     """x_adv <- P(x_adv + step_size * direction(grad)), `steps` times."""
-    state = rule.start(x_adv)
+    state, numbers = rule.start(x_adv), rule.numbers_for(x_adv, steps)
     for k in range(steps):
         _, grad, _ = problem.gradient(x_adv)
-        rule.step_(state, k, x_adv, grad, problem.x, problem.ball, problem.radius)
+        rule.step_(state, numbers(k), x_adv, grad, problem.x, problem.ball, problem.radius)
     return x_adv
 
 
@@ -228,12 +235,11 @@ def _keep_better(
     best: AttackResult, todo: Tensor, x_adv: Tensor, loss: Tensor, fooled: Tensor
 ) -> None:
     """Takes over the samples whose x_adv is better: fooled before not, then the larger loss."""
-    had = best.success[todo]
-    better = (fooled & ~had) | ((fooled == had) & ~(loss <= best.loss[todo]))
-    index = todo[better]
-    best.x_adv[index] = x_adv[better]
-    best.success[index] = fooled[better]
-    best.loss[index] = loss[better].to(best.loss.dtype)
+    had, most = best.success[todo], best.loss[todo]
+    better = (fooled & ~had) | ((fooled == had) & ~(loss <= most))
+    best.x_adv[todo] = torch.where(rows(better, x_adv), x_adv, best.x_adv[todo])
+    best.success[todo] = fooled | had
+    best.loss[todo] = torch.where(better, loss.to(most.dtype), most)
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

@@ -85,10 +85,13 @@ class Ball:
         """
         x = x.detach()
         r = ops.per_sample(self.radius if radius is None else radius, x, "radius", round_down=True)
-        if not bool(torch.isfinite(r).all()):
-            raise ValueError("`radius` must be finite to start at random, got inf")
-        delta = self._unit(x, seed, offset, 4 * stream) * rows(r, x)
-        return ops.project_((x + delta).to(x.dtype), x, ball=self, radius=r)
+        require_finite(r)
+        return self.start(x, r, seed, offset, stream)
+
+    def start(self, x: Tensor, radius: Tensor, seed: int, offset: int, stream: int) -> Tensor:
+        """`sample` for a radius that is known to be finite: it does not wait for the device."""
+        delta = self._unit(x, seed, offset, 4 * stream) * rows(radius, x)
+        return ops.project_((x + delta).to(x.dtype), x, ball=self, radius=radius)
 
     def _unit(self, x: Tensor, seed: int, offset: int, stream: int) -> Tensor:
         """Uniform in the unit ball, shaped like x, in its compute dtype; streams to stream + 3."""
@@ -140,6 +143,12 @@ class L1(Ball):
         rest = -torch.log1p(-ops.uniform(x.new_empty(len(x), 1), seed, offset, stream + 2))[:, 0]
         total = self.norm(magnitude) + rest.double()
         return magnitude * sign * rows((1 / total).to(magnitude.dtype), x)
+
+
+def require_finite(radius: Tensor) -> None:
+    """Raises ValueError where a random start has no ball to be drawn from."""
+    if not bool(torch.isfinite(radius).all()):
+        raise ValueError("`radius` must be finite to start at random, got inf")
 
 
 def require_ball(ball: object) -> Ball:

@@ -2,7 +2,8 @@
 
 torch.ops.fastadv.* are the ops themselves: tensors in, checked for memory safety alone. The
 functions below are what Python calls: they check, convert and explain, then call the op. Each op is
-defined by reference.py on any device; csrc/register.cpp serves it on the CPU.
+declared once and defined by reference.py on any device; csrc/register.cpp serves it on the CPU, and
+fastadv.kernels (Triton) or csrc/cuda on CUDA: backend.py chooses.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastadv import _checks, reference
+from fastadv import _checks, _fakes, reference
 from fastadv.backend import Backend, load
+from fastadv.deferred import Deferred
 from fastadv.reference_head import head as reference_head
 
 _STEP = (
@@ -29,67 +31,44 @@ _UNIVERSAL = (
 )
 
 
-def _no_result(*args: object) -> None:
-    """The fake of an op that only mutates."""
-
-
-def _head_fake(
-    logits: Tensor, y: Tensor, target: Tensor | None, head: int, targeted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = reference.compute_dtype(logits.dtype)
-    labels = y.dim() == 2 and head == 1
-    prediction = (
-        torch.empty_like(logits, dtype=torch.bool)
-        if labels
-        else logits.new_empty(len(logits), dtype=torch.long)
-    )
-    return logits.new_empty(len(logits), dtype=dtype), torch.empty_like(logits), prediction
-
-
-def _digest_fake(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], dtype=torch.long)
-
-
-def _uniform_fake(x: Tensor, seed: int, offset: int, stream: int) -> Tensor:
-    return x.new_empty(x.shape, dtype=reference.compute_dtype(x.dtype))
-
-
 _library: Any = torch.library.Library("fastadv", "DEF")  # type: ignore[no-untyped-call]
+_backend = load()
+_deferred = Deferred()
 
 
 def _define(
     name: str, schema: str, defined_by: Callable[..., Any], fake: Callable[..., Any]
 ) -> None:
     _library.define(name + schema)
+    if _backend.cuda == "triton":
+        _deferred.serve(_library, name, defined_by)
     _library.impl(name, defined_by, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastadv::{name}", fake, lib=_library)
 
 
 for _norm, _more in (("linf", ""), ("l2", ""), ("l1", ", float top")):
     _step = getattr(reference, f"step_{_norm}_")
-    _define(f"step_{_norm}_", _STEP.format(_more), _step, _no_result)
+    _define(f"step_{_norm}_", _STEP.format(_more), _step, _fakes.no_result)
     _define(
         f"universal_{_norm}_",
         _UNIVERSAL.format(_more),
         partial(reference.universal_, _step),
-        _no_result,
+        _fakes.no_result,
     )
 _define(
     "head",
     "(Tensor logits, Tensor y, Tensor? target, int head, bool targeted)"
     " -> (Tensor, Tensor, Tensor)",
     reference_head,
-    _head_fake,
+    _fakes.head,
 )
-_define("digest", "(Tensor x) -> Tensor", reference.digest, _digest_fake)
+_define("digest", "(Tensor x) -> Tensor", reference.digest, _fakes.digest)
 _define(
     "uniform",
     "(Tensor x, int seed, int offset, int stream) -> Tensor",
     reference.uniform,
-    _uniform_fake,
+    _fakes.uniform,
 )
-
-_backend = load()
 
 
 def backend() -> Backend:

@@ -77,8 +77,8 @@ def rows(values: Tensor, like: Tensor) -> Tensor:
 
 def box(bounds: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
     """The lower and upper bounds, () or (C, 1, ...), infinite where there is no box."""
-    if bounds is None:
-        bounds = torch.tensor([-math.inf, math.inf], dtype=like.dtype, device=like.device)
+    if bounds is None:  # filled on the device: a copy to it would wait for it
+        return like.new_full((), -math.inf), like.new_full((), math.inf)
     lower, upper = bounds.reshape(2, -1, *[1] * (like.dim() - 2)) if bounds.dim() == 2 else bounds
     return lower, upper
 

@@ -68,14 +68,14 @@ def _dlr(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     label, valid = _labels(z, y)
     order = z.sort(dim=1, descending=True, stable=True).indices
     other = torch.where(order[:, :1] == label, order[:, 1:2], order[:, :1])
-    return _where_valid(valid, *_ratio(z, other, label, order[:, [0, 2]], (1.0, -1.0)))
+    return _where_valid(valid, *_ratio(z, other, label, _ranks(order, 0, 2), (1.0, -1.0)))
 
 
 def _targeted_dlr(z: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), arXiv 2003.01690 eq. 7."""
     (label, valid), (other, also_valid) = _labels(z, y), _labels(z, target)
     order = z.sort(dim=1, descending=True, stable=True).indices
-    ratio = _ratio(z, other, label, order[:, [0, 2, 3]], (1.0, -0.5, -0.5))
+    ratio = _ratio(z, other, label, _ranks(order, 0, 2, 3), (1.0, -0.5, -0.5))
     return _where_valid(valid & also_valid, *ratio)
 
 
@@ -89,11 +89,15 @@ def _kl(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 _HEADS = (_cross_entropy, _binary_cross_entropy, _margin, _dlr, _kl)
 
 
+def _ranks(order: Tensor, *which: int) -> Tensor:  # (N, C) -> (N, len(which))
+    return torch.stack([order[:, i] for i in which], 1)
+
+
 def _ratio(
     z: Tensor, other: Tensor, label: Tensor, ranks: Tensor, weights: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
     """(z_other - z_label) / sum(weights * z_ranks); a divisor of 0 counts as the constant 1."""
-    weight = z.new_tensor(weights)
+    weight = torch.stack([z.new_full((), w) for w in weights])  # a copy would wait for the device
     spread = (z.gather(1, ranks) * weight).sum(1, keepdim=True)
     slope = 1 / torch.where(spread == 0, 1, spread)
     loss = (z.gather(1, other) - z.gather(1, label)) * slope

@@ -1,13 +1,15 @@
 """Step rules: how an attack turns gradients into steps. Frozen values without tensors.
 
 A rule starts a state (a dict of tensors, one row a sample, so that finished samples can leave the
-batch) and takes steps in place. Whatever it needs of the ball goes through ops.step_.
+batch) and takes steps in place. What differs from step to step and is in neither are its numbers:
+a loop gives them as they are, a captured step reads them from a tensor. Whatever a rule needs of
+the ball goes through ops.step_.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
@@ -20,6 +22,7 @@ from fastadv.balls import Ball
 from fastadv.reference import compute_dtype, flat, rows
 
 State = dict[str, Tensor]
+Numbers = Sequence[float | Tensor]  # tensors are ()
 StepSize = float | tuple[float, ...]
 
 
@@ -45,6 +48,19 @@ class Rule:
             return self.step_size[min(k, len(self.step_size) - 1)]
         return self.step_size
 
+    def numbers(self, k: int) -> tuple[float, ...]:
+        """What `step_` takes of step k: its size first, always as many."""
+        return (self.size(k),)
+
+    def numbers_for(self, x: Tensor, steps: int) -> Callable[[int], Numbers]:
+        """k to the numbers of step k. Where they differ they go to x's device all at once: one by
+        one each would wait for it."""
+        each = [self.numbers(k) for k in range(steps)]
+        if len(set(each)) < 2:
+            return self.numbers
+        table = torch.tensor(each, dtype=torch.float64).to(x.device, compute_dtype(x.dtype))
+        return lambda k: table[k].unbind()
+
     @property
     def is_memoryless(self) -> bool:
         """Whether all steps are one function of x_adv: an iterate met twice then makes a cycle."""
@@ -56,10 +72,10 @@ class Rule:
         return {}
 
     def step_(
-        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        self, state: State, numbers: Numbers, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
     ) -> None:  # fmt: skip
-        """Updates x_adv and the state in place."""
+        """Updates x_adv and the state in place; `numbers` are the step's."""
         raise NotImplementedError
 
 
@@ -77,10 +93,10 @@ class Steepest(Rule):
         _require(self.top, "top", "in (0, 1]", lambda v: 0 < v <= 1)
 
     def step_(
-        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        self, state: State, numbers: Numbers, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
     ) -> None:  # fmt: skip
-        ops.step_(x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, top=self.top)
+        ops.step_(x_adv, grad, x, ball=ball, step_size=numbers[0], radius=radius, top=self.top)
 
 
 @dataclass(frozen=True)
@@ -90,10 +106,10 @@ class Gradient(Rule):
     stateless: ClassVar[bool] = True
 
     def step_(
-        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        self, state: State, numbers: Numbers, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
     ) -> None:  # fmt: skip
-        ops.step_(x_adv, grad, x, ball=ball, step_size=self.size(k), radius=radius, steepest=False)
+        ops.step_(x_adv, grad, x, ball=ball, step_size=numbers[0], radius=radius, steepest=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ class Momentum(Rule):
         return {"velocity": torch.zeros_like(x, dtype=compute_dtype(x.dtype))}
 
     def step_(
-        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        self, state: State, numbers: Numbers, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
     ) -> None:  # fmt: skip
         # The mean in place of the sum of |grad|: the same direction, and no float16 underflows.
@@ -124,9 +140,7 @@ class Momentum(Rule):
         scale = torch.where(mean > 0, 1 / mean, 0).clamp(max=torch.finfo(g.dtype).max)
         velocity.mul_(self.decay).addcmul_(g, rows(scale, g))
         direction = velocity if velocity.dtype == x.dtype else _in_half(velocity, x.dtype)
-        ops.step_(
-            x_adv, direction, x, ball=ball, step_size=self.size(k), radius=radius, top=self.top
-        )
+        ops.step_(x_adv, direction, x, ball=ball, step_size=numbers[0], radius=radius, top=self.top)
 
 
 @dataclass(frozen=True)
@@ -145,22 +159,27 @@ class Adam(Rule):
             _require(beta, "betas", "in [0, 1)", lambda v: 0 <= v < 1)
         _require(self.epsilon, "epsilon", "finite and positive", lambda v: 0 < v < math.inf)
 
+    def numbers(self, k: int) -> tuple[float, ...]:
+        return self.size(k), *(1 - beta ** (k + 1) for beta in self.betas)
+
     def start(self, x: Tensor) -> State:
         zeros = torch.zeros_like(x, dtype=compute_dtype(x.dtype))
         return {"mean": zeros, "square": zeros.clone()}
 
     def step_(
-        self, state: State, k: int, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
+        self, state: State, numbers: Numbers, x_adv: Tensor, grad: Tensor, x: Tensor, ball: Ball,
         radius: Tensor,
     ) -> None:  # fmt: skip
         mean, square = state["mean"], state["square"]
         g = grad.to(mean.dtype)
         mean.lerp_(g, 1 - self.betas[0])
         square.mul_(self.betas[1]).addcmul_(g, g, value=1 - self.betas[1])
-        unbiased = (square / (1 - self.betas[1] ** (k + 1))).sqrt_()
-        direction = mean / (1 - self.betas[0] ** (k + 1)) / (unbiased + self.epsilon)
+        # As tensors: CUDA divides by a Python number through its inverse, with other bits.
+        size, left, left_square = (ops.per_sample(n, x, "step_size") for n in numbers)
+        unbiased = (square / left_square).sqrt_()
+        direction = mean / left / (unbiased + self.epsilon)
         ops.step_(
-            x_adv, direction.to(x.dtype), x, ball=ball, step_size=self.size(k), radius=radius,
+            x_adv, direction.to(x.dtype), x, ball=ball, step_size=size, radius=radius,
             steepest=False,
         )  # fmt: skip
 

@@ -3,6 +3,9 @@
 "fooled": at the first iterate that fools the model. "cycle": where the iterates repeat. An attack
 whose every step is one function of x_adv (fixed-step PGD) falls into a cycle, most samples within
 tens of steps (2503.19347), and from there on each later iterate is known. "resolved": either.
+
+To see that a sample is done is to wait for the device. The CPU has nothing to wait for, and drops
+it at once; on other devices masks say who is done, and the batch is looked at every few steps.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from fastadv.reference import rows
 from fastadv.rules import Auto, Rule
 
 STOPS = (None, "fooled", "cycle", "resolved")
+EVERY = {"cpu": 1}  # steps from one look at the batch to the next
+OTHERS_EVERY = 8
 AT_FOOLED, AT_CYCLE = ("fooled", "resolved"), ("cycle", "resolved")
 
 
@@ -40,20 +45,25 @@ def ascend_until_done(
 
     Raises ValueError if a model whose cycles are looked for draws random numbers.
     """
-    batch = _Batch(problem, x_adv, rule, Cycles(x_adv, steps) if stop in AT_CYCLE else None)
+    every = EVERY.get(x_adv.device.type, OTHERS_EVERY)
+    cycles = Cycles(x_adv, steps, looks=every == 1) if stop in AT_CYCLE else None
+    batch = _Batch(problem, x_adv, rule, cycles, looks=every == 1)
+    numbers = rule.numbers_for(x_adv, steps)
     for k in range(steps):
-        if batch.cycles is not None:
-            batch.drop(batch.cycles.closed(k, batch.x_adv), batch.cycles.final)
+        if cycles is not None:
+            batch.finish(cycles.closed(k, batch.x_adv), cycles.final)
+        if k and k % every == 0:
+            batch.drop(batch.done, batch.final)
         if not len(batch.index):
             break
         grad, fooled = batch.gradient(first=k == 0)
         if stop in AT_FOOLED:
-            stays = batch.drop(fooled, batch.x_adv)
+            stays = batch.finish(fooled, batch.x_adv)
             grad = grad if stays is None else grad[stays]
         if len(batch.index):
             p = batch.problem
-            rule.step_(batch.state, k, batch.x_adv, grad, p.x, p.ball, p.radius)
-    batch.result[batch.index] = batch.x_adv
+            rule.step_(batch.state, numbers(k), batch.x_adv, grad, p.x, p.ball, p.radius)
+    batch.drop_all()
     return batch.result
 
 
@@ -65,12 +75,13 @@ class Cycles:
     by, and with it the one that `steps` steps end on: no forward is spent on getting there.
 
     The digest is an op of its own: 0.3 ns an element, half of a linf step in or out of its kernel,
-    and 0.2% of a step of a small MNIST net. The history takes 8 B a step and sample.
+    and 0.2% of a step of a small MNIST net. The history takes 8 B a step and sample. looks: whether
+    it may look at the samples to spare work, and so wait for the device.
     """
 
-    def __init__(self, x_adv: Tensor, steps: int) -> None:
+    def __init__(self, x_adv: Tensor, steps: int, looks: bool = True) -> None:
         none = torch.zeros(len(x_adv), dtype=torch.long, device=x_adv.device)
-        self._steps = steps
+        self._steps, self._looks = steps, looks
         self._history = none.repeat(min(steps, 64), 1)  # row k: the digests of iterate k
         self._period = none  # 0: no repeat so far
         self._since = self._ends = none  # the iterate that repeated; the one to end on
@@ -84,7 +95,7 @@ class Cycles:
         self._look_for_repeats(k, digest)
         repeats = self._period > 0
         here = repeats & (self._ends == k)
-        if bool(here.any()):
+        if not self._looks or bool(here.any()):
             self.final = torch.where(rows(here, x_adv), x_adv, self.final)
         return repeats & (self._since + self._period == k)
 
@@ -103,7 +114,7 @@ class Cycles:
     def _look_for_repeats(self, k: int, digest: Tensor) -> None:
         same = self._history[:k] == digest
         found = same.any(0) & (self._period == 0)
-        if not bool(found.any()):
+        if k == 0 or (self._looks and not bool(found.any())):
             return
         index = torch.arange(k, device=digest.device)[:, None]
         period = k - torch.where(same, index, -1).amax(0)  # since the last time
@@ -115,24 +126,46 @@ class Cycles:
 class _Batch:
     """The samples that still climb, and what those that left ended on."""
 
-    def __init__(self, problem: Problem, x_adv: Tensor, rule: Rule, cycles: Cycles | None) -> None:
-        self.problem, self.x_adv, self.cycles = problem, x_adv, cycles
+    def __init__(
+        self, problem: Problem, x_adv: Tensor, rule: Rule, cycles: Cycles | None, looks: bool
+    ) -> None:
+        self.problem, self.x_adv, self.cycles, self.looks = problem, x_adv, cycles, looks
         self.index = torch.arange(len(x_adv), device=x_adv.device)
         self.state = rule.start(x_adv)
         self.result = x_adv.clone()
+        self.done = torch.zeros_like(self.index, dtype=torch.bool)  # and still in the batch
+        self.final = self.result if looks else x_adv.clone()  # what those end on
+
+    def finish(self, done: Tensor, final: Tensor) -> Tensor | None:
+        """Ends the samples `done` (M,) on their rows of `final`: now, if it may look who they are,
+        and it then returns who stays; or else when they are dropped."""
+        if self.looks:
+            return self.drop(done, final)
+        self.final = torch.where(rows(done & ~self.done, final), final, self.final)
+        self.done = self.done | done
+        return None
 
     def drop(self, done: Tensor, final: Tensor) -> Tensor | None:
-        """Ends the samples `done` (M,) on their rows of `final`; returns who stays, if any go."""
+        """Takes the samples `done` (M,) out of the batch; returns who stays, if any go."""
         if not bool(done.any()):
             return None
         self.result[self.index[done]] = final[done]
         stays = (~done).nonzero()[:, 0]
         self.index, self.x_adv = self.index[stays], self.x_adv[stays]
+        if not self.looks:
+            self.done, self.final = self.done[stays], self.final[stays]
         self.problem = self.problem.take(stays)
         self.state = {name: values[stays] for name, values in self.state.items()}
         if self.cycles is not None:
             self.cycles.keep(stays)
         return stays
+
+    def drop_all(self) -> None:
+        """Ends all that are left: where they stand, or where they were done."""
+        self.result[self.index] = (
+            self.x_adv if self.looks
+            else torch.where(rows(self.done, self.x_adv), self.final, self.x_adv)
+        )  # fmt: skip
 
     def gradient(self, first: bool) -> tuple[Tensor, Tensor]:
         """(grad (M, *shape), fooled (M,)) where the samples are."""

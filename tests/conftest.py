@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch._dynamo  # or it would come within a test, with the log's handlers: see _no_trace
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import fastadv as fa
+import fastadv.kernels
+from fastadv.deferred import Deferred
 
 TESTS = Path(__file__).parent
 native = pytest.mark.skipif(not fa.backend().is_native, reason="there are no compiled kernels here")
@@ -50,7 +56,7 @@ def test_native_serves_by_itself_and_on_request() -> None:
 def test_wrong_values_raise() -> None:
     done = run("import fastadv", FASTADV_BACKEND="fast")
     assert done.returncode == 1
-    assert "FASTADV_BACKEND must be native or reference, got 'fast'" in done.stderr
+    assert "must be native, triton, cuda or reference, got 'fast'" in done.stderr
 
 
 @native
@@ -78,3 +84,116 @@ print(fastadv.backend.load())
     done = run(code)
     assert done.returncode == 0, done.stderr
     assert "cpu: reference (there is no compiler)" in done.stdout
+
+
+HIDE = "import sys; sys.modules['triton'] = None  # as if it were not installed\n"
+SERVED = """
+import torch
+key = torch._C._dispatch_has_kernel_for_dispatch_key
+print(fastadv.backend().cuda, key("fastadv::step_linf_", "CUDA"), "triton" in sys.modules)
+"""
+
+
+def test_triton_serves_cuda_where_it_is_installed_and_is_not_imported() -> None:
+    pytest.importorskip("triton")
+    for environment in ({}, {"FASTADV_BACKEND": "triton"}):
+        done = run("import fastadv, sys\n" + SERVED, **environment)
+        assert done.stdout.split() == ["triton", "True", "False"], done.stderr
+    done = run("import fastadv, sys\n" + SERVED, FASTADV_BACKEND="reference")
+    assert done.stdout.split() == ["reference", "False", "False"], done.stderr
+
+
+def test_without_triton_the_reference_serves_cuda_and_says_why() -> None:
+    done = run(HIDE + "import fastadv\n" + SERVED + "print(fastadv.backend())")
+    assert done.stdout.startswith("reference False"), done.stderr
+    assert "cuda: reference (Triton is not installed, and _C_cuda is not built" in done.stdout
+
+
+def test_a_missing_cuda_backend_raises_at_import() -> None:
+    done = run(HIDE + "import fastadv", FASTADV_BACKEND="triton")
+    assert done.returncode == 1
+    assert "FASTADV_BACKEND=triton, but Triton is not installed" in done.stderr
+    done = run("import fastadv", FASTADV_BACKEND="cuda")
+    if done.returncode:
+        assert "FASTADV_BACKEND=cuda, but there are no compiled CUDA kernels" in done.stderr
+
+
+class Registry(Deferred):
+    """Registers in a dict what torch's dispatcher would hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dispatched: dict[str, Callable[..., object]] = {}
+
+    def serve_here(self, name: str, defined_by: Callable[..., object]) -> None:
+        def impl(name: str, kernel: Callable[..., object], key: str) -> None:
+            assert key == "CUDA"
+            self.dispatched[name] = kernel
+
+        self.serve(SimpleNamespace(impl=impl), name, defined_by)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Two ops, and a CPU in the place of the device."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    registry = Registry()
+    registry.serve_here("double", lambda x: ("definition", x))
+    registry.serve_here("triple", lambda x: ("definition", x))
+    return registry
+
+
+def test_kernels_are_registered_once_at_the_first_call(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def register(library: Deferred) -> None:
+        calls.append(library)
+        library.impl("double", lambda x: ("kernel", x), "CUDA")
+
+    monkeypatch.setattr("fastadv.kernels.register", register, raising=False)
+    x = torch.zeros(1)
+    assert not calls
+    for _ in range(2):
+        assert registry.dispatched["double"](x) == ("kernel", x)
+        assert registry.dispatched["triple"](x) == ("definition", x)  # it has no kernel
+    assert calls == [registry]
+    with pytest.raises(ValueError, match="got 'halve' and 'CUDA'"):
+        registry.impl("halve", print, "CUDA")
+
+
+def test_every_kernel_of_tritons_is_an_ops() -> None:
+    pytest.importorskip("triton")
+    from fastadv import ops
+
+    found = []
+    library = SimpleNamespace(impl=lambda name, kernel, key: found.append((name, key)))
+    fastadv.kernels.register(library)
+    assert {key for _, key in found} == {"CUDA"}
+    assert {name for name, _ in found} <= set(ops._deferred._kernels)
+    assert {"step_linf_", "step_l2_", "step_l1_", "head", "digest"} <= {name for name, _ in found}
+
+
+def test_a_triton_that_does_not_load_raises_at_each_call(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def register(library: Deferred) -> None:
+        raise ImportError("libtriton is broken")
+
+    monkeypatch.setattr("fastadv.kernels.register", register, raising=False)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not load: libtriton is broken"):
+            registry.dispatched["double"](torch.zeros(1))
+
+
+def test_a_kernel_runs_on_the_device_of_its_tensors(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = []
+    monkeypatch.setattr("fastadv.kernels.register", lambda library: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda d: nullcontext(entered.append(d)))
+    x = torch.zeros(1)
+    registry.dispatched["double"](x)
+    assert entered == [x.device]

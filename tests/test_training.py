@@ -57,6 +57,21 @@ def test_madry_crafts_in_its_mode_and_trains_in_the_models(images: tuple[Tensor,
     assert int(norm.num_batches_tracked) == batches + 1  # the training forward's own
 
 
+@pytest.mark.parametrize("universal", [False, True])
+def test_a_compiled_model_crafts_and_the_model_itself_learns(
+    images: tuple[Tensor, Tensor], universal: bool
+) -> None:
+    model, x, y = image_net().eval(), *images
+    attack = fa.bim(fa.Linf(0.1), steps=3)
+    gradients = []
+    for given in (model, fa.compile(model)):
+        robust = fa.training.Universal(attack) if universal else fa.training.Madry(attack)
+        model.zero_grad()
+        robust(given, x, y).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 def test_universal_shares_one_backward(vectors: tuple[Tensor, Tensor]) -> None:
     x, y = vectors
     model, reference = smooth_net(), smooth_net()

@@ -1,13 +1,11 @@
-// y = relu(conv(x) + bias + residual), or a convolution's gradient by its input, masked: any
-// kernel, stride, padding and dilation, as products of gathered pixels and weights.
+// y = relu(conv(x) + bias + residual): any kernel, stride, padding and dilation, as products of
+// gathered pixels and weights.
 //
-// A gradient of stride s falls into s * s phases: outputs of one phase see the same taps, and each
-// phase is a convolution of stride 1 of its own, so no multiplication is by a zero that the stride
-// put there. A task gathers the pixels under the taps of a block of outputs, kDepth numbers of each
-// at a time, multiplies them by all weights of those, and finishes y in registers: 4 B written an
-// element.
+// A task gathers the pixels under the taps of a block of outputs, kDepth numbers of each at a time,
+// multiplies them by all weights of those, and finishes y in registers: 4 B written an element. A
+// row of the kernel is one run of memory unless it is dilated: 5 copies for 5x5 taps, not 25. For
+// 1x1 there is nothing to gather.
 #include "declare.h"
-#include "direct_geometry.h"
 #include "epilogue.h"
 #include "gemm.h"
 #include "sweep.h"
@@ -15,51 +13,48 @@
 
 FASTADV_NAMESPACE_BEGIN
 
-// Numbers [begin, begin + count) of what an output's taps see, one tap's channels after the other.
-FASTADV_FN void gather(const DirectArgs& args, const Phase& phase, int64_t sample, int64_t row,
-                       int64_t column, int64_t begin, int64_t count, float* to) {
-  int64_t tap = begin / args.channels, channel = begin % args.channels;
-  while (count > 0) {
-    const int64_t n = count < args.channels - channel ? count : args.channels - channel;
-    const int64_t r = row * phase.step[0] + phase.taps[tap].row;
-    const int64_t c = column * phase.step[1] + phase.taps[tap].column;
-    if (r >= 0 && r < args.height && c >= 0 && c < args.width) {
-      const int64_t pixel = (sample * args.height + r) * args.width + c;
-      memcpy(to, args.x + pixel * args.channels + channel, n * sizeof(float));
-    } else {
-      memset(to, 0, n * sizeof(float));
-    }
-    to += n;
-    count -= n;
-    channel = 0;
-    ++tap;
-  }
+FASTADV_FN void copy(float* to, const float* from, int64_t count) {
+  each_register<float>(count, [&](int64_t k, auto... n) {
+    store(to + k, bit_cast<Ints>(load(from + k, n...)), n...);
+  });
+}
+FASTADV_FN void zero(float* to, int64_t count) {
+  each_register<float>(count, [&](int64_t k, auto... n) { store(to + k, Ints{}, n...); });
 }
 
-// A block of outputs of one phase: outputs `first` and up, in the phase's own order.
+// Numbers under one tap, or under the taps of a row of the kernel whose pixels are neighbours.
+struct Run {
+  int64_t row;     // of x, from the first tap's
+  int64_t column;  // in numbers, from the first tap's
+  int64_t count;
+};
+
+// A block of outputs: outputs `first` and up, row by row.
 template <class Products>
 class Block {
  public:
-  Block(const DirectArgs& args, const Phase& phase, int64_t first, int64_t count)
+  Block(const DirectArgs& args, int64_t first, int64_t count)
       : args_(args),
-        phase_(phase),
         first_(first),
         count_(count),
         width_((args.outputs + kPanel - 1) / kPanel * kPanel),
+        length_(args.width * args.channels),
+        reach_{args.dilation[0] * (args.kernel[0] - 1),
+               (args.dilation[1] * (args.kernel[1] - 1) + 1) * args.channels},
         sums_(workspace(args.block * (width_ + kDepth) + kDepth)),
         gathered_(sums_ + args.block * width_),
         row_(gathered_ + args.block * kDepth) {}
 
   void run() {
-    const int64_t depth = phase_.count * args_.channels;
-    const float* weights = args_.weights + phase_.weights;
-    if (depth == 0) memset(sums_, 0, count_ * width_ * sizeof(float));
+    const int64_t depth = args_.kernel[0] * args_.kernel[1] * args_.channels;
+    const bool there = Products::kPerStep == 1 && pixels_are_rows();
+    const float* weights = args_.weights;
     for (int64_t begin = 0; begin < depth; begin += kDepth) {
       const int64_t numbers = depth - begin < kDepth ? depth - begin : kDepth;
       const int64_t steps = Products::steps(numbers);
-      for (int64_t i = 0; i < count_; ++i) read(i, begin, numbers);
-      multiply<Products>({.a = gathered_,
-                          .a_row = kDepth,
+      if (!there) gather(begin, numbers);
+      multiply<Products>({.a = there ? args_.x + first_ * args_.channels + begin : gathered_,
+                          .a_row = there ? args_.channels : kDepth,
                           .b = weights,
                           .c = sums_,
                           .c_row = width_,
@@ -73,55 +68,107 @@ class Block {
   }
 
  private:
-  void read(int64_t i, int64_t begin, int64_t numbers) {
-    const int64_t index = first_ + i, in_row = index / phase_.columns;
-    const int64_t sample = in_row / phase_.rows, row = in_row % phase_.rows;
-    float* const to = gathered_ + i * kDepth;
-    float* const plain = Products::kPerStep == 1 ? to : row_;
-    gather(args_, phase_, sample, row, index % phase_.columns, begin, numbers, plain);
-    if constexpr (Products::kPerStep > 1) {
-      each_register<float>(numbers, [&](int64_t k, auto... n) {
-        Products::put(to, kPanel, k, load(plain + k, n...));
-      });
+  // Of a 1x1 convolution that skips no pixel: nothing is to be gathered.
+  bool pixels_are_rows() const {
+    return args_.kernel[0] * args_.kernel[1] == 1 && args_.rows == args_.height &&
+           args_.columns == args_.width && args_.padding[0] + args_.padding[1] == 0;
+  }
+
+  // Numbers [begin, begin + count) of what each output's taps see.
+  void gather(int64_t begin, int64_t count) {
+    find_runs(begin, count);
+    int64_t column = first_ % args_.columns;
+    int64_t row = first_ / args_.columns % args_.rows;
+    int64_t sample = first_ / args_.columns / args_.rows;
+    for (int64_t i = 0; i < count_; ++i) {
+      float* const to = gathered_ + i * kDepth;
+      float* const plain = Products::kPerStep == 1 ? to : row_;
+      read(sample * args_.height, row * args_.stride[0] - args_.padding[0],
+           (column * args_.stride[1] - args_.padding[1]) * args_.channels, plain);
+      if constexpr (Products::kPerStep > 1) {
+        each_register<float>(count, [&](int64_t k, auto... n) {
+          Products::put(to, kPanel, k, load(row_ + k, n...));
+        });
+      }
+      if (++column < args_.columns) continue;
+      column = 0;
+      if (++row < args_.rows) continue;
+      row = 0;
+      ++sample;
     }
   }
 
+  void find_runs(int64_t begin, int64_t count) {
+    const int64_t runs = args_.dilation[1] == 1 ? 1 : args_.kernel[1];  // in a row of the kernel
+    const int64_t length = args_.kernel[1] / runs * args_.channels;
+    runs_ = 0;
+    for (int64_t at = begin; at < begin + count;) {
+      const int64_t run = at / length, left = length - at % length;
+      run_[runs_].row = run / runs * args_.dilation[0];
+      run_[runs_].column = run % runs * args_.dilation[1] * args_.channels + at % length;
+      run_[runs_].count = begin + count - at < left ? begin + count - at : left;
+      at += run_[runs_++].count;
+    }
+  }
+
+  // The runs of an output whose first tap sees row `top` and number `left` of it; `above`: the rows
+  // of the samples before.
+  void read(int64_t above, int64_t top, int64_t left, float* to) {
+    const bool inside =
+        top >= 0 && top + reach_[0] < args_.height && left >= 0 && left + reach_[1] <= length_;
+    const float* const origin = args_.x + (above + top) * length_ + left;
+    for (int64_t i = 0; i < runs_; ++i) {
+      const Run& run = run_[i];
+      if (inside) {
+        copy(to, origin + run.row * length_ + run.column, run.count);
+      } else {
+        const int64_t row = top + run.row;
+        read_clipped(above + row, row >= 0 && row < args_.height, left + run.column, run.count, to);
+      }
+      to += run.count;
+    }
+  }
+
+  // Numbers `from` and up of a row of x, with zeros beyond its ends.
+  void read_clipped(int64_t row, bool inside, int64_t from, int64_t count, float* to) {
+    const int64_t before = from < 0 ? (-from < count ? -from : count) : 0;
+    const int64_t last = from + count < length_ ? from + count : length_;
+    const int64_t there = inside && last > from + before ? last - from - before : 0;
+    zero(to, before);
+    if (there > 0) copy(to + before, args_.x + row * length_ + from + before, there);
+    zero(to + before + there, count - before - there);
+  }
+
   void write(int64_t i) {
-    const int64_t index = first_ + i, in_row = index / phase_.columns;
-    const int64_t sample = in_row / phase_.rows;
-    const int64_t row = in_row % phase_.rows * phase_.apart[0] + phase_.row;
-    const int64_t column = index % phase_.columns * phase_.apart[1] + phase_.column;
-    const int64_t pixel = (sample * args_.rows + row) * args_.columns + column;
     const float* const from = sums_ + i * width_;
     each_register<float>(args_.outputs, [&](int64_t k, auto... n) {
       const Floats bias = args_.bias ? load(args_.bias + k, n...) : Floats{};
-      finish(args_, pixel, k, load(from + k) + bias, n...);
+      finish(args_, first_ + i, k, load(from + k) + bias, n...);
     });
   }
 
   static constexpr int64_t kDepth = kDirectDepth;
   const DirectArgs& args_;
-  const Phase& phase_;
   const int64_t first_, count_, width_;
+  const int64_t length_;    // of a row of x, in numbers
+  const int64_t reach_[2];  // of the taps: rows, and numbers of a row
   float* const sums_;
   float* const gathered_;
   float* const row_;
+  int64_t runs_ = 0;
+  Run run_[kDirectTaps + 1];
 };
 
 template <class Products>
 void convolve_directly(const DirectArgs& args, int64_t begin, int64_t end) {
-  const Phases phases(args, Products::kPerStep);
+  const int64_t pixels = args.samples * args.rows * args.columns;
   for (int64_t task = begin; task < end; ++task) {
-    const Phase& phase = phases.all[task % phases.count];
-    const int64_t pixels = args.samples * phase.rows * phase.columns;
-    const int64_t first = task / phases.count * args.block;
-    if (first >= pixels) continue;
-    const int64_t count = pixels - first < args.block ? pixels - first : args.block;
-    Block<Products>(args, phase, first, count).run();
+    const int64_t first = task * args.block, left = pixels - first;
+    Block<Products>(args, first, left < args.block ? left : args.block).run();
   }
 }
 
-// Task i is block i / phases of phase i % phases.
+// Task i is block i.
 void direct(const DirectArgs& args, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
   if (args.bfloat16) return convolve_directly<Pairs>(args, begin, end);

@@ -52,14 +52,16 @@ struct WinogradWeightsArgs {
 };
 using WinogradWeightsKernel = void (*)(const WinogradWeightsArgs&, int64_t begin, int64_t end);
 
-// Any convolution of one group, channels last, or its gradient by its input (then x is the gradient
-// of the output, and rows and columns are the input's).
+// Any convolution of one group, channels last (direct.cpp), or its gradient by its input (fold.cpp:
+// then x is the gradient of the output, and rows, columns and outputs are the input's).
 constexpr int64_t kDirectDepth = 256;  // numbers of an output's taps that are multiplied at once
-constexpr int64_t kDirectTaps = 64, kDirectPhases = 16;
+constexpr int64_t kDirectTaps = 64;
+constexpr int64_t kFoldChannels = 64;  // of the input, whose gradient is summed at once
 struct DirectArgs {
   const float* x;  // (samples, height, width, channels)
-  // A phase's after the other's, in parts of kDirectDepth numbers, each (panels of the outputs,
-  // numbers, kPanel); of bfloat16 (panels, pairs of numbers, kPanel, 2).
+  // In parts of kDirectDepth numbers, each (panels of the outputs, numbers, kPanel); of bfloat16
+  // (panels, pairs of numbers, kPanel, 2). Of a gradient in parts of kFoldChannels channels, each
+  // (panels of taps * channels, the output's channels or pairs of them, kPanel).
   const float* weights;
   const float* bias;  // as in WinogradArgs, as all that follows
   const float* residual;
@@ -68,10 +70,29 @@ struct DirectArgs {
   uint8_t* signs;
   int64_t samples, height, width, channels, rows, columns, outputs;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
-  bool gradient, relu, bfloat16;
-  int64_t block;  // outputs of a task
+  bool relu, bfloat16;
+  int64_t block;     // outputs of a task; of a gradient rows of x that are multiplied at once
+  int64_t band;      // of a gradient: rows of y in a task,
+  int64_t together;  // and samples, where a task has all their rows
 };
 using DirectKernel = void (*)(const DirectArgs&, int64_t begin, int64_t end);  // tasks
+
+// The largest pixel under each window, channels last, or the gradient of that by its input (then x
+// is the gradient of the output, and rows and columns are the input's).
+constexpr int64_t kPoolTaps = 256;  // a byte's
+struct PoolArgs {
+  const float* x;  // (samples, height, width, outputs)
+  uint8_t* taken;  // which tap of its window each output was, in whole panels of outputs; of a
+                   // gradient read
+  const float* residual;  // like y, as in WinogradArgs, as the mask; of a gradient, or null
+  const uint8_t* mask;
+  float* y;  // (samples, rows, columns, outputs)
+  uint8_t* signs;
+  int64_t samples, height, width, rows, columns, outputs;
+  int64_t kernel[2], stride[2], padding[2];
+  bool relu;
+};
+using PoolKernel = void (*)(const PoolArgs&, int64_t begin, int64_t end);  // rows of y
 
 // y = relu(x [+ residual]) with its signs, or y = x where `mask` has a bit; channels last.
 struct ReluArgs {
@@ -169,6 +190,9 @@ struct Kernels {
   WinogradKernel winograd;
   WinogradWeightsKernel winograd_weights;  // rows: a panel's channel, or two of bfloat16
   DirectKernel direct;
+  DirectKernel fold;
+  PoolKernel max_pool;
+  PoolKernel max_pool_gradient;
   ReluKernel relu;
   AffineReluKernel affine_relu;
   FingerprintKernel fingerprint;

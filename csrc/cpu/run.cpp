@@ -139,10 +139,7 @@ void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel)
 // A block's sums and gathered pixels stay in half of an L2 cache; rows in sevens, as gemm.h takes
 // them. Its size changes no result's bits.
 void run_direct(DirectArgs args, ParallelFor parallel) {
-  const int64_t phases = args.gradient ? args.stride[0] * args.stride[1] : 1;
-  const int64_t rows = args.gradient ? (args.rows - 1) / args.stride[0] + 1 : args.rows;
-  const int64_t columns = args.gradient ? (args.columns - 1) / args.stride[1] + 1 : args.columns;
-  const int64_t pixels = args.samples * rows * columns;
+  const int64_t pixels = args.samples * args.rows * args.columns;
   if (pixels <= 0) return;
   const int64_t width = (args.outputs + kPanel - 1) / kPanel * kPanel;
   const int64_t fitting = 512 * 1024 / (4 * (width + kDirectDepth)) / 7 * 7;
@@ -150,7 +147,37 @@ void run_direct(DirectArgs args, ParallelFor parallel) {
   const int64_t blocks = (pixels + most - 1) / most;
   args.block = (pixels + blocks - 1) / blocks;
   const DirectKernel kernel = kernels().direct;
-  over((pixels + args.block - 1) / args.block * phases, 1, parallel,
+  over((pixels + args.block - 1) / args.block, 1, parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// The ring of products stays in half of an L2 cache, with about 112 pixels multiplied at once, of
+// several samples where they are small. A task has all rows of its samples, since neighbouring
+// bands multiply the rows between them twice; few large samples are cut nevertheless, for the
+// threads. No choice changes a result's bits.
+void run_fold(DirectArgs args, ParallelFor parallel) {
+  if (args.samples * args.rows * args.columns * args.height * args.width <= 0) return;
+  const int64_t channels = std::min(args.outputs, kFoldChannels);
+  const int64_t blocks = (args.outputs + kFoldChannels - 1) / kFoldChannels;
+  const int64_t row = 4 * args.width * (args.kernel[0] * args.kernel[1] * channels + kPanel);
+  const int64_t span = args.dilation[0] * (args.kernel[0] - 1) / args.stride[0];
+  const int64_t fitting = std::max<int64_t>(1, (512 * 1024 / row - span) / 2);
+  args.block = std::clamp<int64_t>(112 / args.width, 1, fitting);
+  args.together = std::clamp<int64_t>(args.block / args.height, 1, args.samples);
+  args.block = std::min(args.block, args.together * args.height);
+  const int64_t tasks = (args.samples + args.together - 1) / args.together * blocks;
+  const int64_t least = 4 * (span + 1) * args.stride[0];  // a band multiplies a fifth twice at most
+  const int64_t bands =
+      args.together > 1 || tasks >= 8 ? 1 : std::max<int64_t>(1, args.rows / least);
+  args.band = (args.rows + bands - 1) / bands;
+  const DirectKernel kernel = kernels().fold;
+  over(tasks * ((args.rows + args.band - 1) / args.band), 1, parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel) {
+  const PoolKernel kernel = gradient ? kernels().max_pool_gradient : kernels().max_pool;
+  over(args.samples * args.rows, samples_a_grain(args.columns * args.outputs), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

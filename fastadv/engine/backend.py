@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,12 +10,11 @@ from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 
+from fastadv.engine.graph import source_of
 from fastadv.engine.report import Row
 from fastadv.engine.rewrite import rewrite
 from fastadv.engine.weights import FUNCTIONS, Weights
 from fastadv.engine.worth import saving
-
-_WEIGHT = re.compile(r"\._(?:parameters|buffers)\['[^']+'\]$")
 
 
 class Compiler:
@@ -28,7 +26,7 @@ class Compiler:
         self.bfloat16 = bfloat16
         self.rows: list[Row] = []
         self.graphs = 0
-        self.saving = 0.0  # seconds a sample
+        self.saving = 0.0  # seconds, for the batch that was traced
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
@@ -46,7 +44,7 @@ class Compiler:
             return _Runner(module, sources, self.weights)
 
         def backward(module: fx.GraphModule, args: Any) -> Callable[..., Any]:
-            _donate_nothing()
+            donate_nothing()
             return _boxed(module)
 
         compiled = aot_autograd(fw_compiler=forward, bw_compiler=backward, partition_fn=partition)
@@ -55,7 +53,7 @@ class Compiler:
 
     def _name(self, placeholder: fx.Node) -> str | None:
         """A weight's name, the same in all graphs; of a part that Dynamo cut off, in this one."""
-        source = _source(placeholder)
+        source = source_of(placeholder)
         if source is None or source.startswith("L['module']"):
             return source
         return f"{self.graphs}:{source}"
@@ -66,13 +64,6 @@ class Compiler:
         self.saving += saving(module.graph)
         module.graph.lint()
         module.recompile()
-
-
-def _source(placeholder: fx.Node) -> str | None:
-    """Where Dynamo found an input, if that is a parameter or a buffer of a module."""
-    source = getattr(placeholder, "_dynamo_source", None)
-    name = str(source.name if not callable(source.name) else source.name()) if source else ""
-    return name if _WEIGHT.search(name) else None
 
 
 def _primals(graph: fx.Graph) -> list[fx.Node]:
@@ -94,7 +85,7 @@ def _mark_weights(graph: fx.Graph, sources: list[str | None]) -> None:
             node.meta["source"] = source
 
 
-def _donate_nothing() -> None:
+def donate_nothing() -> None:
     """No buffer is a backward's to write to: graphs may be kept, and run again."""
     context = torch._guards.TracingContext.try_get()
     if context is not None and context.fw_metadata is not None:

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from fastadv.engine.pool import pool
 from fastadv.engine.reference import sign_bytes, transformed_shape
-from fastadv.engine.reference_direct import Geometry
+from fastadv.engine.reference_direct import Geometry, Pair, direct_weights
+from fastadv.engine.reference_pool import room
 
 _ops = torch.ops.fastadv
+_POINT: Geometry = ((1, 1), (1, 1), (0, 0), (1, 1))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -78,17 +80,15 @@ def convolve_directly(
     weights: Tensor,  # as direct_weights gives them
     bias: Tensor | None,
     residual: Tensor | None,
-    mask: Tensor | None,
     outputs: int,
     size: tuple[int, int],  # of y
     geometry: Geometry,
-    gradient: bool,
 ) -> Tensor:  # (N, outputs, *size)
-    """conv(x) + bias + residual, and zero where the mask has no bit; or a gradient so."""
+    """conv(x) + bias + residual."""
     rows = _rows(x)
     y = pool.empty((len(rows), *size, outputs), torch.float32)
     added = None if residual is None else _rows(residual)
-    _ops.direct_(y, None, rows, weights, bias, added, mask, *geometry, gradient, False)
+    _ops.direct_(y, None, rows, weights, bias, added, *geometry, False)
     return _images(y)
 
 
@@ -101,8 +101,67 @@ def convolve_relu_directly(
     y = pool.empty((len(rows), *size, outputs), torch.float32)
     signs = _signs_like(y)
     added = None if residual is None else _rows(residual)
-    _ops.direct_(y, signs, rows, weights, bias, added, None, *geometry, False, True)
+    _ops.direct_(y, signs, rows, weights, bias, added, *geometry, True)
     return _images(y), signs
+
+
+def linear_weights(weight: Tensor, gradient: bool, bfloat16: bool) -> Tensor:
+    """direct_weights of a linear layer (K, C), or of its gradient."""
+    w = weight.t() if gradient else weight
+    return direct_weights(w[:, :, None, None], None, False, bfloat16)
+
+
+def linear(
+    x: Tensor,  # (*shape, C)
+    weights: Tensor,  # as linear_weights gives them
+    bias: Tensor | None,
+    outputs: int,
+) -> Tensor:  # (*shape, outputs)
+    """A linear layer, or its gradient."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()[:, None, None]
+    y = pool.empty((len(rows), 1, 1, outputs), torch.float32)
+    _ops.direct_(y, None, rows, weights, bias, None, *_POINT, False)
+    return y.view(*x.shape[:-1], outputs)
+
+
+def fold(
+    grad: Tensor,  # (N, K, H, W), of a convolution's output
+    weights: Tensor,  # as direct_weights gives them for a gradient
+    residual: Tensor | None,
+    mask: Tensor | None,
+    channels: int,
+    size: tuple[int, int],
+    geometry: Geometry,
+) -> Tensor:  # (N, channels, *size)
+    """The convolution's gradient by its input, + residual, and zero where the mask has no bit."""
+    rows = _rows(grad)
+    y = pool.empty((len(rows), *size, channels), torch.float32)
+    added = None if residual is None else _rows(residual)
+    _ops.fold_(y, rows, weights, added, mask, *geometry)
+    return _images(y)
+
+
+def max_pool(
+    x: Tensor, size: tuple[int, int], kernel: Pair, stride: Pair, padding: Pair
+) -> tuple[Tensor, Tensor]:  # (N, C, *size), and which tap of its window each number was
+    """x's largest numbers under a window."""
+    rows = _rows(x)
+    y = pool.empty((len(rows), *size, rows.shape[3]), torch.float32)
+    taken = pool.empty((len(rows), *size, room(rows.shape[3])), torch.uint8)
+    _ops.max_pool_(y, taken, rows, kernel, stride, padding)
+    return _images(y), taken
+
+
+def max_pool_gradient(
+    grad: Tensor, taken: Tensor, residual: Tensor | None, mask: Tensor | None,
+    size: tuple[int, int], kernel: Pair, stride: Pair, padding: Pair,
+) -> Tensor:  # fmt: skip
+    """The gradient of max_pool by its input (N, C, *size), + residual, masked."""
+    rows = _rows(grad)
+    y = pool.empty((len(rows), *size, rows.shape[3]), torch.float32)
+    added = None if residual is None else _rows(residual)
+    _ops.max_pool_gradient_(y, rows, taken, added, mask, kernel, stride, padding)
+    return _images(y)
 
 
 def rectify(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,6 @@ class Plans:
         if isinstance(layers, str) and x.device.type == "cpu":
             layers = read_graph(x)
         if isinstance(layers, str):
-            if self.precision != "float32":
-                raise ValueError(_ONLY_DENSE.format(self.precision, layers))
             self.found = False
             self.notes = [f"attacks step by step: it is no dense stack, {layers}"]
             return None
@@ -84,15 +82,17 @@ class Plans:
         return layers
 
 
-def require_precision(precision: str, model: nn.Module, convolves: bool) -> None:
+def require_precision(precision: str, why_not: str | None) -> None:
     """Raises ValueError for a precision that the model cannot have, and warns where the processor
-    has no products for it. convolves: the model has convolutions of our own, which have them."""
+    has no products for it. why_not: of all that is served."""
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
     if precision == "float32":
         return
-    if not convolves and (against := dense.only_linears(model)):
-        raise ValueError(_ONLY_DENSE.format(precision, against))
+    if why_not is not None:
+        raise ValueError(
+            f"`precision` must be 'float32' for this model, got {precision!r}: {why_not}"
+        )
     if not multiplies_bfloat16():
         warnings.warn(_NO_BFLOAT16, stacklevel=3)
 
@@ -106,10 +106,6 @@ def multiplies_bfloat16() -> bool:
     return bool(_native.multiplies_bfloat16())
 
 
-_ONLY_DENSE = (
-    "`precision` must be 'float32' for this model, got {!r}, which serves 3x3 convolutions and "
-    "dense stacks so far (linear layers with activations between them): {}"
-)
 _NO_BFLOAT16 = (
     "precision='bfloat16' is served in float32: the kernels in use have no bfloat16 products "
     "(they need AVX-512 BF16)"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fastadv.engine import calls
 from fastadv.engine.reference import sign_bytes
 
 aten = torch.ops.aten
@@ -20,11 +22,19 @@ NORM_BACKWARD = aten.native_batch_norm_backward.default
 RELU = aten.relu.default
 RELU_BACKWARD = aten.threshold_backward.default
 ADD = aten.add.Tensor
+_WEIGHT = re.compile(r"\._(?:parameters|buffers)\['[^']+'\]$")
 
 
 def value(node: object) -> Any:
     """The fake tensor that a node was traced with, or None."""
     return node.meta.get("val") if isinstance(node, fx.Node) else None
+
+
+def source_of(placeholder: fx.Node) -> str | None:
+    """Where Dynamo found an input, if that is a parameter or a buffer of a module."""
+    source = getattr(placeholder, "_dynamo_source", None)
+    name = str(source.name if not callable(source.name) else source.name()) if source else ""
+    return name if _WEIGHT.search(name) else None
 
 
 def is_weight(node: object) -> bool:
@@ -87,6 +97,22 @@ def residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if not isinstance(other, fx.Node) or not is_channels_last(term):
         return None
     return (user, other) if term.shape == like.shape else None
+
+
+def gradient_tail(
+    gradient: fx.Node,
+) -> tuple[fx.Node, fx.Node | None, fx.Node | None, str]:
+    """(the last node, residual, mask, their names): what a gradient takes into its own pass."""
+    last, residual, fused = gradient, None, ""
+    if found := residual_after(last):
+        last, residual = found
+        fused += " + residual"
+    user = only_user(last)
+    if user is not None and user.target is calls.masked and user.args[:2] == (last, None):
+        mask = user.args[2]
+        assert isinstance(mask, fx.Node)
+        return user, residual, mask, fused + " + mask"
+    return last, residual, None, fused
 
 
 def drop_detaches(graph: fx.Graph) -> None:

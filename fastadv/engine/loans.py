@@ -7,7 +7,7 @@ first to come takes, those that follow share, and the last to go gives back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -16,6 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 Saved = list[tuple[dict[str, Any], dict[str, Any]]]  # where, and what stood there
+Lend = Callable[[nn.Parameter], Tensor]  # what stands in the place of a parameter
+
+
+def alias(parameter: nn.Parameter) -> Tensor:
+    """The parameter's own memory, without its gradient."""
+    return parameter.detach()
 
 
 @dataclass
@@ -23,34 +29,39 @@ class _Loans:
     """The modules whose parameters are detached now: how many borrow each, and what it had."""
 
     lock: Lock = field(default_factory=Lock)
-    modules: dict[nn.Module, tuple[int, Saved]] = field(default_factory=dict)
+    modules: dict[nn.Module, tuple[int, Saved, Lend]] = field(default_factory=dict)
     tensors: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
 
-    def take(self, module: nn.Module) -> None:
-        borrowers, saved = self.modules.get(module, (0, []))
+    def take(self, module: nn.Module, lend: Lend) -> None:
+        borrowers, saved, lent = self.modules.get(module, (0, [], lend))
+        if lent != lend:
+            raise RuntimeError(
+                "two compiled models that share this model ran in two threads at once, on copies "
+                "of its weights in two precisions: let one thread run them in turn"
+            )
         if not borrowers:
             saved = [(module._parameters, dict(module._parameters))]
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    module._parameters[name] = self._detached(parameter)  # type: ignore[assignment]
+                    module._parameters[name] = self._lent(parameter, lend)  # type: ignore[assignment]
             if module.training:
                 saved.append((module._buffers, dict(module._buffers)))
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
                         module._buffers[name] = buffer.detach().clone()
-        self.modules[module] = borrowers + 1, saved
+        self.modules[module] = borrowers + 1, saved, lend
 
-    def _detached(self, parameter: nn.Parameter) -> Tensor:
+    def _lent(self, parameter: nn.Parameter, lend: Lend) -> Tensor:
         """One tensor for one parameter, wherever it stands: Dynamo sees that weights are tied."""
         kept = self.tensors.get(id(parameter))
         if kept is None:
-            kept = self.tensors[id(parameter)] = parameter, parameter.detach()
+            kept = self.tensors[id(parameter)] = parameter, lend(parameter)
         return kept[1]
 
     def give_back(self, module: nn.Module) -> None:
-        borrowers, saved = self.modules.pop(module)
+        borrowers, saved, lend = self.modules.pop(module)
         if borrowers > 1:
-            self.modules[module] = borrowers - 1, saved
+            self.modules[module] = borrowers - 1, saved, lend
             return
         for place, values in reversed(saved):
             place.update(values)
@@ -62,21 +73,23 @@ _loans = _Loans()
 
 
 @contextmanager
-def detached(model: nn.Module) -> Iterator[None]:
+def detached(model: nn.Module, lend: Lend = alias) -> Iterator[None]:
     """The model with its parameters detached, and with copies of the buffers that it may update.
 
-    They share the parameters' memory: nothing is copied, and nothing of the caller's changes.
-    Meanwhile no other thread may train the model itself.
+    They share the parameters' memory, or are what `lend` gives for each. Nothing of the caller's
+    changes. Meanwhile no other thread may train the model itself.
     """
     modules = [module for module in model.modules() if module._parameters or module._buffers]
-    with _loans.lock:
-        for module in modules:
-            _loans.take(module)
+    taken = []
     try:
+        with _loans.lock:
+            for module in modules:
+                _loans.take(module, lend)
+                taken.append(module)
         yield
     finally:
         with _loans.lock:
-            for module in modules:
+            for module in taken:
                 _loans.give_back(module)
 
 

@@ -6,42 +6,62 @@ The ops themselves write into tensors that they are given; the functions lease t
 
 from __future__ import annotations
 
-from fastadv.engine import reference, reference_dense, reference_direct
-from fastadv.ops import _define, _no_result
+from fastadv._fakes import no_result
+from fastadv.engine import reference, reference_dense, reference_direct, reference_pool
+from fastadv.ops import _define
 
 _define(
     "winograd_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
     "Tensor? mask, int padding, bool relu) -> ()",
     reference.winograd_,
-    _no_result,
+    no_result,
 )
 _define(
     "winograd_weights_",
     "(Tensor(a!) weights, Tensor weight, Tensor? scale, bool gradient) -> ()",
     reference.winograd_weights_,
-    _no_result,
+    no_result,
 )
 _define(
     "direct_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
-    "Tensor? mask, int[] kernel, int[] stride, int[] padding, int[] dilation, bool gradient, "
-    "bool relu) -> ()",
+    "int[] kernel, int[] stride, int[] padding, int[] dilation, bool relu) -> ()",
     reference_direct.direct_,
-    _no_result,
+    no_result,
+)
+_define(
+    "fold_",
+    "(Tensor(a!) y, Tensor x, Tensor weights, Tensor? residual, Tensor? mask, int[] kernel, "
+    "int[] stride, int[] padding, int[] dilation) -> ()",
+    reference_direct.fold_,
+    no_result,
+)
+_define(
+    "max_pool_",
+    "(Tensor(a!) y, Tensor(b!) taken, Tensor x, int[] kernel, int[] stride, int[] padding) -> ()",
+    reference_pool.max_pool_,
+    no_result,
+)
+_define(
+    "max_pool_gradient_",
+    "(Tensor(a!) y, Tensor x, Tensor taken, Tensor? residual, Tensor? mask, int[] kernel, "
+    "int[] stride, int[] padding) -> ()",
+    reference_pool.max_pool_gradient_,
+    no_result,
 )
 _define(
     "relu_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor? residual, Tensor? mask) -> ()",
     reference.relu_,
-    _no_result,
+    no_result,
 )
 _define(
     "affine_relu_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor scale, Tensor? shift, Tensor? residual, "
     "Tensor? mask) -> ()",
     reference.affine_relu_,
-    _no_result,
+    no_result,
 )
 _define(
     "fingerprint",
@@ -56,12 +76,12 @@ _define(
     "Tensor[] biases, int[] sizes, int[] activations, float[] leaks, Tensor y, Tensor? target, "
     "int head, bool targeted) -> ()",
     reference_dense.dense_pgd_,
-    _no_result,
+    no_result,
 )
 _define(
     "dense_pass_",
     "(Tensor(a!) to, Tensor(b!) slopes, Tensor from_, Tensor[] weights, Tensor[] gradients, "
     "Tensor[] biases, int[] sizes, int[] activations, float[] leaks, bool gradient) -> ()",
     reference_dense.dense_pass_,
-    _no_result,
+    no_result,
 )

@@ -23,6 +23,7 @@ from fastadv.engine.graph import (
     RELU,
     RELU_BACKWARD,
     drop_detaches,
+    gradient_tail,
     insert,
     is_channels_last,
     item,
@@ -32,6 +33,8 @@ from fastadv.engine.graph import (
     signs_of,
     value,
 )  # fmt: skip
+from fastadv.engine.linear import serve_linears
+from fastadv.engine.pooling import pool_maxima
 from fastadv.engine.preactivation import rectify_norms
 from fastadv.engine.reference import transformed_shape
 from fastadv.engine.reference_direct import direct_weights
@@ -64,9 +67,17 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
     for node in [node for node in graph.nodes if node.target is CONVOLUTION_BACKWARD]:
         rows.append(_gradient(node, native, bfloat16))
     if native:
+        rows += pool_maxima(graph)
+        rows += [_linear_row(*found, bfloat16) for found in serve_linears(graph, bfloat16)]
         _add_into_masks(graph)
     graph.eliminate_dead_code()
     return rows
+
+
+def _linear_row(weight: fx.Node, gradient: bool, why_not: str | None, bfloat16: bool) -> Row:
+    name, shape = layer_of(weight)
+    op = f"gradient {shape}" if gradient else f"linear {shape}"
+    return Row(name, op, served_by(None if why_not else DIRECT, bfloat16), why_not or "packed once")
 
 
 def served_by(kernel: str | None, bfloat16: bool) -> str:
@@ -95,8 +106,8 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
         args = (weight, scale, gradient, bfloat16)
     else:
         pack = direct_weights
-        args = (weight, scale, gradient, geometry_of(conv), bfloat16)
-        like = direct_weights(w, None, gradient, geometry_of(conv), bfloat16)
+        args = (weight, scale, gradient, bfloat16)
+        like = direct_weights(w, None, gradient, bfloat16)
     place = insert(first, pack, args, like, forward)
     if scale is not None:  # the scale itself stands after `first`
         scale.append(place)
@@ -113,18 +124,19 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
         fused += " + residual"
     user = only_user(last)
     packed = _packed(conv, kernel, bfloat16)
-    direct, outputs = kernel == DIRECT, y.shape[1]
+    direct, given = kernel == DIRECT, (x, packed, bias, residual)
     run: Callable[..., Any]
-    size, geometry = tuple(y.shape[2:]), geometry_of(conv)
+    place: tuple[Any, ...]
+    if direct:
+        place = y.shape[1], tuple(y.shape[2:]), geometry_of(conv)
+    else:
+        place = y.shape[1], padding[0]  # type: ignore[index]
     if user is not None and user.target is RELU:
-        place: tuple[Any, ...] = (size, geometry) if direct else (padding[0],)  # type: ignore[index]
         run = calls.convolve_relu_directly if direct else calls.convolve_relu
-        with_signs = (x, packed, bias, residual, outputs, *place)
-        _replace_relu(user, insert(user, run, with_signs, (y, signs_of(y)), conv))
+        _replace_relu(user, insert(user, run, (*given, *place), (y, signs_of(y)), conv))
         return fused + " + relu"
-    place = (size, geometry, False) if direct else (padding[0],)  # type: ignore[index]
     run = calls.convolve_directly if direct else calls.convolve
-    args = (x, packed, bias, residual, None, outputs, *place)
+    args = (*given, *place) if direct else (*given, None, *place)
     last.replace_all_uses_with(insert(last, run, args, y, conv))
     return fused
 
@@ -165,19 +177,15 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
         result.replace_all_uses_with(insert(result, calls.input_gradient, args, y, node))
         return Row(name, f"gradient {shape}", "ATen", why)
     packed = _packed(node, kernel, bfloat16)
-    residual, mask, last, fused = None, None, result, ""
-    found = residual_after(last)
-    if found:
-        last, residual = found
-        fused += " + residual"
-    user = only_user(last)
-    if user is not None and user.target is calls.masked and user.args[0] is last:
-        last, mask = user, user.args[2]
-        fused += " + mask"
-    direct, size = kernel == DIRECT, tuple(like.shape[2:])
-    place: tuple[Any, ...] = (size, geometry_of(node), True) if direct else (2 - node.args[5][0],)  # type: ignore[index,operator]
-    run: Callable[..., Any] = calls.convolve_directly if direct else calls.convolve
-    call = (grad, packed, None, residual, mask, like.shape[1], *place)
+    last, residual, mask, fused = gradient_tail(result)
+    run: Callable[..., Any]
+    call: tuple[Any, ...]
+    channels, size = like.shape[1], tuple(like.shape[2:])
+    if kernel == WINOGRAD:
+        padding = 2 - node.args[5][0]  # type: ignore[index,operator]
+        run, call = calls.convolve, (grad, packed, None, residual, mask, channels, padding)
+    else:
+        run, call = calls.fold, (grad, packed, residual, mask, channels, size, geometry_of(node))
     last.replace_all_uses_with(insert(last, run, call, value(result), node))
     return Row(name, f"gradient {shape}{fused}", served_by(kernel, bfloat16), why)
 

@@ -1,8 +1,8 @@
 """What is computed from weights alone, once, and again when a weight has changed.
 
 An in-place write raises a tensor's _version; a fused optimizer, a write through `.data` and one
-through NumPy do not. So each forward reads the weights behind every kept value and compares a
-fingerprint of their bytes: one pass at the speed of memory.
+through NumPy do not. So each forward, but of our own attacks only the first, reads the weights
+behind every kept value and compares a fingerprint of their bytes: one pass at memory's speed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from fastadv.engine.calls import winograd_weights
+from fastadv.engine.calls import linear_weights, winograd_weights
 from fastadv.engine.reference_direct import direct_weights
 
 State = tuple[int, int, tuple[int, ...], int]  # data_ptr, _version, shape, fingerprint
@@ -46,7 +46,7 @@ def scaled(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 FUNCTIONS: tuple[Callable[..., Tensor], ...] = (
-    norm_scale, norm_shift, scaled, winograd_weights, direct_weights,
+    norm_scale, norm_shift, scaled, winograd_weights, direct_weights, linear_weights,
 )  # fmt: skip
 
 
@@ -56,10 +56,15 @@ class Weights:
 
     states: dict[str, tuple[State, int]] = field(default_factory=dict)  # by name; and a count
     values: dict[Hashable, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
+    confirmed: set[str] | None = None  # the weights that are known not to change now
     lock: Lock = field(default_factory=Lock)
 
     def count(self, name: str, weight: Tensor) -> int:
         """How often the weight `name` has changed."""
+        if self.confirmed is not None:
+            if name in self.confirmed:
+                return self.states[name][1]
+            self.confirmed.add(name)
         state = state_of(weight)
         before, count = self.states.get(name, (None, 0))
         if state != before:

@@ -7,47 +7,78 @@ same model is served in the same way everywhere.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fastadv.engine import calls, weights
 from fastadv.engine.graph import value
 
 GRAPH, LAYER = 0.5e-3, 0.045e-3  # seconds a graph, and a layer of it, costs over plain torch
-_PRODUCT = 12e-12  # that one saves in a 3x3 convolution, ResNet-18: 42 to 98 G a second
-_NARROW = 6e-12  # the same under 32 channels, and of other convolutions
-_NORMED = 1.5e-9  # a number of a folded norm's output: its passes, and their gradients'
-_WINOGRAD = (calls.convolve, calls.convolve_relu)
-_DIRECT = (calls.convolve_directly, calls.convolve_relu_directly)
+# Seconds saved a product.
+_WINOGRAD = 12e-12  # 3x3, ResNet-18: 42 to 98 G a second
+_NARROW = 6e-12  # the same under 32 channels
+_DIRECT, _FOLD = 2e-12, 8e-12  # ATen's forward is as fast
+_FEW = 50e-12  # fewer than 16 channels on a side: ATen's kernels are 3 to 6 times slower
+_LINEAR = 1e-12
+_HALVED = 10e-12  # bfloat16
+# And a number.
+_NORMED = 1.5e-9  # of a folded norm's output: its passes, and their gradients'
+_POOLED = 1e-9  # of a pooled image, forward or gradient
 
 
 def saving(graph: fx.Graph) -> float:
-    """Seconds that a graph saves for a sample."""
+    """Seconds that a graph saves for the batch that it was traced with."""
     return sum(_saved(node) for node in graph.nodes if node.op == "call_function")
 
 
 def _saved(node: fx.Node) -> float:
     if node.target is weights.norm_shift:
         return _NORMED * sum(_numbers(user) for user in node.users)
-    image = _image(node)
-    if image is None or node.target not in (*_WINOGRAD, *_DIRECT):
+    if node.target is calls.max_pool:
+        return _POOLED * _numbers(node.args[0])
+    if node.target is calls.max_pool_gradient:
+        return _POOLED * _numbers(node)
+    if node.target is calls.linear:
+        half = value(node.args[1]).dtype == torch.bfloat16
+        channels = value(node.args[0]).shape[-1]
+        return float((_HALVED if half else _LINEAR) * channels * _numbers(node))
+    return _convolution(node)
+
+
+def _convolution(node: fx.Node) -> float:
+    winograd = node.target in (calls.convolve, calls.convolve_relu)
+    direct = node.target in (calls.convolve_directly, calls.convolve_relu_directly)
+    if not winograd and not direct and node.target is not calls.fold:
         return 0.0
-    inputs, outputs = int(value(node.args[0]).shape[1]), int(image.shape[1])
-    winograd = node.target in _WINOGRAD
-    # What the direct kernel reads is as large as the weights, but for its padding.
-    taps = 9 if winograd else value(node.args[1]).numel() / (inputs * outputs)
-    seconds = _PRODUCT if winograd and min(inputs, outputs) >= 32 else _NARROW
-    return float(seconds * taps * inputs * _numbers(node))
+    x, y, packed = value(node.args[0]), _image(value(node)), value(node.args[1])
+    inputs, outputs = int(x.shape[1]), int(y.shape[1])
+    # What the other kernels read is as large as the weights, but for its padding.
+    taps = 9 if winograd else packed.numel() / (inputs * outputs)
+    if winograd:
+        seconds = _WINOGRAD if min(inputs, outputs) >= 32 else _NARROW
+    elif min(inputs, outputs) < 16:
+        seconds = _FEW
+    elif packed.dtype == torch.bfloat16:
+        seconds = _HALVED
+    else:
+        seconds = _DIRECT if direct else _FOLD
+    pixels = x if node.target is calls.fold else y
+    return float(seconds * taps * inputs * outputs * _numbers(pixels) / int(pixels.shape[1]))
 
 
-def _image(node: fx.Node) -> Tensor | None:
-    found = value(node)
-    found = found[0] if isinstance(found, tuple) else found
-    return found if isinstance(found, Tensor) and found.dim() > 2 else None
+def _image(found: Any) -> Any:
+    return found[0] if isinstance(found, tuple) else found
 
 
-def _numbers(node: fx.Node) -> int:
-    """A sample's."""
-    image = _image(node)
-    sizes = () if image is None else image.shape[1:]
-    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
+def _numbers(of: object) -> float:
+    """How many numbers there are, of what a graph's node was traced with."""
+    image = _image(value(of) if isinstance(of, fx.Node) else of)
+    if not isinstance(image, Tensor):
+        return 0.0
+    return math.prod(float(_hint(size)) for size in image.shape)
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fastadv.attack import Attack, require_attack
+from fastadv.engine import Compiled
 from fastadv.labels import ClassLabels
 from fastadv.model import Model
 from fastadv.objectives import (
@@ -30,6 +31,11 @@ def training_loss(attack: Attack, loss: ObjectiveLike | None) -> Objective:
     return replace(cross_entropy, labels=own.labels) if same else cross_entropy
 
 
+def learner(model: Model) -> Model:
+    """What learns: of a compiled model, which has no gradients for weights, the model itself."""
+    return model.module if isinstance(model, Compiled) else model
+
+
 @dataclass(frozen=True)
 class Madry:
     """The loss of adversarial training (Madry et al. 1706.06083, equation 2.1).
@@ -46,6 +52,9 @@ class Madry:
         require_attack(self.attack)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of `model`, in the mode that it is in, on x_adv: call .backward() on it."""
+        """The mean loss of `model`, in the mode that it is in, on x_adv: call .backward() on it.
+
+        A compiled model crafts, and the model itself learns.
+        """
         x_adv = self.attack(model, x, y)
-        return training_loss(self.attack, self.loss)(model(x_adv), y).mean()
+        return training_loss(self.attack, self.loss)(learner(model)(x_adv), y).mean()

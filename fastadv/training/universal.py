@@ -14,7 +14,7 @@ from fastadv.objectives import ObjectiveLike
 from fastadv.perturbation import Perturbation
 from fastadv.problem import output
 from fastadv.rules import Momentum, Steepest
-from fastadv.training.madry import training_loss
+from fastadv.training.madry import learner, training_loss
 from fastadv.universal.ascent import Ascent
 from fastadv.universal.ranks import Ranks
 
@@ -68,7 +68,7 @@ class Universal:
         radius = ops.per_sample(self.attack.ball.radius, x, "radius", round_down=True)
         _checks.inputs(x.detach(), radius, self.attack.ball.bounds_for(x))
         x_adv = self._ascent.apply(x.detach()).requires_grad_()
-        logits = output(model, x_adv)
+        logits = output(learner(model), x_adv)
         self.loss.check(logits, y)
         losses = self.loss(logits, y)
         counts = None if self.loss_cap is None else losses.detach() <= self.loss_cap

@@ -245,7 +245,8 @@ class Ascent:
         point = self._delta[j][None]
         radius = ops.per_sample(self.ball.radius, point, "radius", round_down=True)
         zeros = torch.zeros_like(point)
-        rule.step_(self._states[j], k, point, mean[None].to(point.dtype), zeros, self.free, radius)
+        g = mean[None].to(point.dtype)
+        rule.step_(self._states[j], rule.numbers(k), point, g, zeros, self.free, radius)
 
 
 def _in(total: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:

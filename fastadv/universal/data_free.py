@@ -136,7 +136,7 @@ class _Search:
 
             for k in bar:
                 value, grad = _gradient(model, v, terms)
-                rule.step_(state, k, v, grad, zeros, free, radius)
+                rule.step_(state, rule.numbers(k), v, grad, zeros, free, radius)
                 before, share = share, float((v.abs() >= 0.999 * radius).double().mean())
                 bar.set_postfix(objective=f"{value:.2f}", saturated=f"{share:.2f}", refresh=False)
                 if self.halves(k, share, before) or k == steps - 1:

@@ -48,20 +48,22 @@ def test_convolution_and_its_gradient_are_float64s(
     bias = torch.randn(outputs) if added else None
     residual = images(*exact.shape) if added else None
     exact = exact + bias[:, None, None] + residual if added else exact
-    packed = direct_weights(w, None, False, geometry, bfloat16)
+    packed = direct_weights(w, None, False, bfloat16)
     place = (tuple(exact.shape[2:]), geometry)
-    y = calls.convolve_directly(x, packed, bias, residual, None, outputs, *place, False)
+    y = calls.convolve_directly(x, packed, bias, residual, outputs, *place)
     near(y, exact, bfloat16)
     rectified, signs = calls.convolve_relu_directly(x, packed, bias, residual, outputs, *place)
     assert torch.equal(rectified, y.relu())
     assert torch.equal(reference.unpack_signs(signs, outputs).permute(0, 3, 1, 2), y > 0)
 
     grad = images(*exact.shape)
-    turned = direct_weights(w, None, True, geometry, bfloat16)
+    turned = direct_weights(w, None, True, bfloat16)
     passed = torch.randn(n, *size, channels) > 0
     mask = reference.pack_signs(passed)
-    found = calls.convolve_directly(grad, turned, None, None, mask, channels, size, geometry, True)
+    more = images(*x.shape) if added else None
+    found = calls.fold(grad, turned, more, mask, channels, size, geometry)
     exact = torch.nn.grad.conv2d_input(x.shape, w.double(), grad.double(), *geometry[1:])
+    exact = exact if more is None else exact + more
     near(found, torch.where(passed.permute(0, 3, 1, 2), exact, 0), bfloat16)
 
 
@@ -88,42 +90,57 @@ def test_the_kernel_is_its_reference(
     small = (9 + 2 * (kernel // 2) - kernel) // stride + 1
     into, out = ((outputs, small), (channels, 9)) if gradient else ((channels, 9), (outputs, small))
     x = torch.randn(2, into[1], into[1], into[0])
-    packed = direct_weights(w, torch.linspace(0.5, 2, outputs), gradient, geometry, bfloat16)
+    packed = direct_weights(w, torch.linspace(0.5, 2, outputs), gradient, bfloat16)
+    pair = ops.fold_, reference_direct.fold_
     results = []
-    for op in (ops.direct_, reference_direct.direct_):
+    for op in pair if gradient else (ops.direct_, reference_direct.direct_):
         y = torch.full((2, out[1], out[1], out[0]), torch.nan)
-        op(y, None, x, packed, None, None, None, *geometry, gradient, False)
+        if gradient:
+            op(y, x, packed, None, None, *geometry)
+        else:
+            op(y, None, x, packed, None, None, *geometry, False)
         results.append(y)
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("bfloat16", PRECISIONS)
-def test_packed_weights_unpack(bfloat16: bool) -> None:
-    geometry: Geometry = ((3, 2), (2, 3), (1, 0), (1, 2))
+@pytest.mark.parametrize("gradient", [False, True])
+def test_packed_weights_unpack(gradient: bool, bfloat16: bool) -> None:
     w = torch.randn(20, 90, 3, 2).bfloat16().float()
-    forward = direct_weights(w, None, False, geometry, bfloat16)
-    assert torch.equal(reference_direct.unpack(forward, 20, 90, False, geometry), w)
-    turned = direct_weights(w, None, True, geometry, bfloat16)
-    found = reference_direct.unpack(turned, 90, 20, True, geometry)
-    assert torch.equal(found.transpose(0, 1), w)
+    packed = direct_weights(w, None, gradient, bfloat16)
+    assert torch.equal(reference_direct.unpack(packed, 20, 90, gradient, (3, 2)), w)
 
 
 def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads() -> None:
-    x, geometry = images(33, 96, 8, 8), ((3, 3), (2, 2), (1, 1), (1, 1))
-    packed = direct_weights(torch.randn(144, 96, 3, 3), None, False, geometry, False)
+    geometry = ((3, 3), (2, 2), (1, 1), (1, 1))
+    x, grad, w = images(33, 96, 8, 8), images(33, 144, 4, 4), torch.randn(144, 96, 3, 3)
+    packed, turned = (direct_weights(w, None, gradient, False) for gradient in (False, True))
 
-    def run(part: Tensor) -> Tensor:
-        place = ((4, 4), geometry, False)
-        return calls.convolve_directly(part, packed, None, None, None, 144, *place)
+    def run(part: slice) -> Tensor:
+        y = calls.convolve_directly(x[part], packed, None, None, 144, (4, 4), geometry)
+        back = calls.fold(grad[part], turned, None, None, 96, (8, 8), geometry)
+        return torch.cat([y.flatten(1), back.flatten(1)], 1)
 
-    whole, threads = run(x), torch.get_num_threads()
+    whole, threads = run(slice(None)), torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             for part in (slice(0, 1), slice(5, 8), slice(2, 33)):
-                assert torch.equal(run(x[part]), whole[part])
+                assert torch.equal(run(part), whole[part])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "geometry", [((5, 5), (1, 1), (2, 2), (1, 1)), ((7, 3), (2, 1), (3, 1), (1, 1))]
+)
+def test_a_gradient_of_one_large_image_is_cut_into_bands(geometry: Geometry) -> None:
+    x, w = images(1, 3, 90, 30).double(), torch.randn(9, 3, *geometry[0]).double()
+    grad = images(*F.conv2d(x, w, None, *geometry[1:]).shape)
+    found = calls.fold(
+        grad, direct_weights(w.float(), None, True, False), None, None, 3, (90, 30), geometry
+    )
+    near(found, torch.nn.grad.conv2d_input(x.shape, w, grad.double(), *geometry[1:]), False)
 
 
 @pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
@@ -134,21 +151,44 @@ def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads() -> None:
         ({"y": torch.zeros(1, 3, 3, 8)}, "must have the sizes of a convolution"),
         ({"stride": [0, 1]}, "must be positive"),
         ({"kernel": [9, 9]}, "must have the sizes|at most 64 taps"),
-        ({"mask": torch.zeros(1, 2, 2, 1, dtype=torch.uint8)}, "`mask` must be"),
+        ({"signs": torch.zeros(1, 2, 2, 1, dtype=torch.uint8)}, "`signs` must be"),
         ({"padding": [1]}, "must be two numbers each"),
     ],
 )
 def test_what_would_leave_the_memory_raises(change: dict[str, object], message: str) -> None:
-    geometry: Geometry = ((3, 3), (2, 2), (1, 1), (1, 1))
     given_ = {
         "y": torch.zeros(1, 2, 2, 8), "signs": None, "x": torch.zeros(1, 4, 4, 5),
-        "weights": direct_weights(torch.zeros(8, 5, 3, 3), None, False, geometry, False),
-        "bias": None, "residual": None, "mask": None, "kernel": [3, 3], "stride": [2, 2],
-        "padding": [1, 1], "dilation": [1, 1], "gradient": False, "relu": False,
+        "weights": direct_weights(torch.zeros(8, 5, 3, 3), None, False, False),
+        "bias": None, "residual": None, "kernel": [3, 3], "stride": [2, 2],
+        "padding": [1, 1], "dilation": [1, 1], "relu": False,
     }  # fmt: skip
     ops.direct_(*given_.values())
     with pytest.raises(RuntimeError, match=message):
         ops.direct_(*(given_ | change).values())
+
+
+@pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": torch.zeros(16)}, "`weights` must be contiguous"),
+        ({"y": torch.zeros(1, 6, 6, 5)}, "must have the sizes of a convolution"),
+        ({"mask": torch.zeros(1, 4, 4, 1, dtype=torch.uint8)}, "`mask` must be"),
+        ({"residual": torch.zeros(1, 4, 4, 1)}, "`residual` must be"),
+    ],
+)
+def test_a_gradient_that_would_leave_the_memory_raises(
+    change: dict[str, object], message: str
+) -> None:
+    given_ = {
+        "y": torch.zeros(1, 4, 4, 5), "x": torch.zeros(1, 2, 2, 8),
+        "weights": direct_weights(torch.zeros(8, 5, 3, 3), None, True, False),
+        "residual": None, "mask": None, "kernel": [3, 3], "stride": [2, 2],
+        "padding": [1, 1], "dilation": [1, 1],
+    }  # fmt: skip
+    ops.fold_(*given_.values())
+    with pytest.raises(RuntimeError, match=message):
+        ops.fold_(*(given_ | change).values())
 
 
 def test_a_model_with_strides() -> None:
@@ -162,7 +202,7 @@ def test_a_model_with_strides() -> None:
     (exact,) = torch.autograd.grad(model(x).square().sum(), x)
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
     if fa.backend().is_native:
-        assert str(fast.report()).count(" direct ") == 4
+        assert str(fast.report()).count(" direct ") == str(fast.report()).count(" fold ") == 2
 
 
 class Broadcast(nn.Module):
@@ -192,4 +232,4 @@ def test_numbers_whose_product_overflows_raise() -> None:
     k, x = 1 << 32, torch.rand(1, 1, 1, 16)
     pairs = [[k, k], [k, k], [k // 2, k // 2], [1, 1]]
     with pytest.raises(RuntimeError, match="at most 64 taps"):
-        ops.direct_(x.clone(), None, x, torch.zeros(0), None, None, None, *pairs, False, False)
+        ops.direct_(x.clone(), None, x, torch.zeros(0), None, None, *pairs, False)

@@ -1,0 +1,67 @@
+"""What stands around a compiled graph: memory formats, and the end of the parameters' gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+
+def is_image(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_floating_point()
+
+
+def is_gray(x: Tensor) -> bool:
+    return is_image(x) and x.shape[1] == 1
+
+
+def in_format_of(x: Tensor, y: Any) -> Any:
+    """Outputs that are images, contiguous for a contiguous x, as the model itself gives them."""
+
+    def match(t: Any) -> Any:
+        return t.contiguous() if isinstance(t, Tensor) and t.dim() == 4 else t
+
+    return tree_map(match, y) if x.is_contiguous() else y
+
+
+def in_dtype_of(x: Tensor, y: Any) -> Any:
+    """Outputs that autocast left in bfloat16, in x's dtype."""
+
+    def match(t: Any) -> Any:
+        return t.to(x.dtype) if isinstance(t, Tensor) and t.dtype == torch.bfloat16 else t
+
+    return tree_map(match, y)
+
+
+class ChannelsLast(torch.autograd.Function):
+    """x in memory as the kernels read it, and its gradient as x is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.contiguous = x.is_contiguous()
+        # With one channel, or one pixel, a format has many strides: these are the kernels'.
+        if x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last):
+            return x.view_as(x)
+        return x.clone(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Of one channel many strides are contiguous: those of a flat tensor's view are x's.
+        return grad.contiguous().flatten().view_as(grad) if ctx.contiguous else grad
+
+
+class NoGradient(torch.autograd.Function):
+    """What stands in the place of a graph to the parameters, and says where there is one."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, anchor: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise RuntimeError(
+            "a compiled model has gradients with respect to its input alone, and the input does "
+            "not require grad: call x.requires_grad_(), or train the model itself, `fast.module`"
+        )

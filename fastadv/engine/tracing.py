@@ -1,0 +1,42 @@
+"""How Dynamo is given a model: a function a variant, a limit that raises, and views that hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.engine.loans import quiet
+from fastadv.engine.reshaped import Reshaped
+
+_numbers = itertools.count()
+
+
+def fresh_run(bfloat16: bool = False, rows: bool = False) -> Callable[[nn.Module, Tensor], Any]:
+    """module(x), of a code of its own: Dynamo keeps what it compiled with it, and counts it.
+
+    rows: of x (N, H, W, C). Dynamo takes images of one channel for contiguous ones, whatever their
+    strides, and what follows would be laid out as they are.
+    """
+
+    def run(module: nn.Module, x: Tensor) -> Any:
+        return module(x.permute(0, 3, 1, 2) if rows else x)
+
+    def cast(module: nn.Module, x: Tensor) -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return module(x)
+
+    chosen = cast if bfloat16 else run
+    chosen.__code__ = chosen.__code__.replace(co_name=f"fastadv_run_{next(_numbers)}")
+    return chosen
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet, Reshaped():
+        yield

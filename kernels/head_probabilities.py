@@ -1,0 +1,158 @@
+"""Cross-entropy and KL: loss, gradient of the logits and prediction of softmax(z), in one launch.
+
+Rows of up to 8192 classes stay in registers: 4 B read and 4 B written a logit in float32 (kl reads
+y, 4 B more). Longer ones are read twice, first for the sums, which are rescaled where a tile has a
+larger logit, then for the gradient.
+
+The largest logit's 1 is kept out of cross-entropy's sum: what it would be added to survives, and a
+loss of 1e-20 is not rounded to 0, where a sample that is sure of y would stall.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastadv.kernels.head_math import (
+    keys,
+    largest,
+    log1p,
+    log_of_positive,
+    nan_unless,
+    value_at,
+)
+
+
+@triton.jit
+def load_logits(logits, rows, columns, samples, classes, C: tl.constexpr):
+    """(ROWS, COLS) of the logits, -inf where there is none, and their offsets and mask."""
+    offsets = rows.to(tl.int64)[:, None] * classes + columns
+    mask = (rows < samples)[:, None] & (columns < classes)
+    return tl.load(logits + offsets, mask=mask, other=float("-inf")).to(C), offsets, mask
+
+
+@triton.jit
+def _rest(z, columns, top, at):
+    """sum of exp(z - top) over a tile, but for column `at`."""
+    e = tl.exp(z - top[:, None])
+    return tl.sum(tl.where((columns == at[:, None]) | (z == float("-inf")), 0.0, e), 1)
+
+
+@triton.jit
+def _scaled(share, by):
+    """share * exp(by) where a sum is taken over to a larger logit; by is -inf if it was of none."""
+    return tl.where(by == float("-inf"), 0.0, share * tl.exp(by))
+
+
+@triton.jit
+def _cross_entropy_gradient(z, columns, top, label, valid, less_one, scale):
+    p = tl.where(columns == label[:, None], less_one[:, None], tl.exp(z - top[:, None]))
+    return tl.where(valid[:, None], p * scale[:, None], 0.0)
+
+
+@triton.jit(do_not_specialize=("samples", "units", "sign"))
+def cross_entropy(
+    logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
+    UNIT: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """-log p_y and p - onehot(y), times `sign`. y: (N,) int64."""
+    C: tl.constexpr = loss.dtype.element_ty
+    classes = units * UNIT
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = rows < samples
+    columns = tl.arange(0, COLS)[None, :]
+    z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
+    key, at = largest(keys(z, columns, classes), columns)
+    top = value_at(z, columns, at)
+    rest = _rest(z, columns, top, at)
+    if LONG:
+        for first in range(COLS, classes, COLS):
+            columns = first + tl.arange(0, COLS)[None, :]
+            z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
+            key_here, at_here = largest(keys(z, columns, classes), columns)
+            top_here = value_at(z, columns, at_here)
+            rest_here = _rest(z, columns, top_here, at_here)
+            more = key_here > key
+            ours = _scaled(1 + rest, top - top_here) + rest_here
+            theirs = _scaled(1 + rest_here, top_here - top) + rest
+            rest = tl.where(more, ours, theirs)
+            key = tl.where(more, key_here, key)
+            at = tl.where(more, at_here, at)
+            top = tl.where(more, top_here, top)
+    rest = rest + (top - top)  # NaN if the largest is not finite, as in torch
+    label = tl.load(y + rows, mask=there, other=-1)
+    valid = (label >= 0) & (label < classes)
+    label = tl.where(valid, label, 0)
+    z_label = tl.load(logits + rows.to(tl.int64) * classes + label, mask=there & valid, other=0)
+    at_label = z_label.to(C) - top
+    total = 1 + rest
+    less_one = tl.where(label == at, -rest, tl.exp(at_label) - total)
+    scale = sign / total
+    tl.store(loss + rows, nan_unless(valid, sign * (log1p(rest) - at_label)), mask=there)
+    tl.store(prediction + rows, at.to(tl.int64), mask=there)
+    if LONG:
+        for first in range(0, classes, COLS):
+            columns = first + tl.arange(0, COLS)[None, :]
+            z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
+            g = _cross_entropy_gradient(z, columns, top, label, valid, less_one, scale)
+            tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
+    else:
+        g = _cross_entropy_gradient(z, columns, top, label, valid, less_one, scale)
+        tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sums(z, y, top):
+    """(sum of exp(z - top), of y, of y (log y - (z - top))) over a tile."""
+    shifted = tl.where(z == float("-inf"), z, z - top[:, None])
+    e = tl.exp(shifted)
+    term = tl.where(y > 0, y * (log_of_positive(y) - shifted), nan_unless(y == 0, y * 0))
+    return tl.sum(e, 1), tl.sum(y, 1), tl.sum(term, 1)
+
+
+@triton.jit(do_not_specialize=("samples", "units", "sign"))
+def kl(
+    logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
+    UNIT: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """sum of y log(y / p), 0 where y is 0, and p * sum(y) - y, times `sign`. y: like the logits."""
+    C: tl.constexpr = loss.dtype.element_ty
+    classes = units * UNIT
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = rows < samples
+    columns = tl.arange(0, COLS)[None, :]
+    z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
+    target = tl.load(y + offsets, mask=mask, other=0)
+    key, at = largest(keys(z, columns, classes), columns)
+    top = value_at(z, columns, at)
+    total, mass, cross = _sums(z, target, top)
+    if LONG:
+        for first in range(COLS, classes, COLS):
+            columns = first + tl.arange(0, COLS)[None, :]
+            z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
+            target = tl.load(y + offsets, mask=mask, other=0)
+            key_here, at_here = largest(keys(z, columns, classes), columns)
+            more = key_here > key
+            top_now = tl.where(more, value_at(z, columns, at_here), top)
+            total_here, mass_here, cross_here = _sums(z, target, top_now)
+            moved = tl.where(mass == 0, 0.0, mass * (top_now - top))
+            total = _scaled(total, top - top_now) + total_here
+            cross = cross + moved + cross_here
+            mass = mass + mass_here
+            key = tl.where(more, key_here, key)
+            at = tl.where(more, at_here, at)
+            top = top_now
+    total = total + (top - top)  # NaN if the largest is not finite, as in torch
+    scale = sign * mass / total
+    tl.store(loss + rows, sign * (cross + mass * log_of_positive(total)), mask=there)
+    tl.store(prediction + rows, at.to(tl.int64), mask=there)
+    if LONG:
+        for first in range(0, classes, COLS):
+            columns = first + tl.arange(0, COLS)[None, :]
+            z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
+            target = tl.load(y + offsets, mask=mask, other=0)
+            g = tl.exp(z - top[:, None]) * scale[:, None] - target * sign
+            tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
+    else:
+        g = tl.exp(z - top[:, None]) * scale[:, None] - target * sign
+        tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
