@@ -1,3 +1,4 @@
+// Launches universal.cuh, two kernels or three, and then the step of the ball.
 #include <algorithm>
 
 #include "launch.cuh"
