@@ -14,8 +14,8 @@ void run_step(Norm norm, DType dtype, const StepArgs& args, void* stream) {
 
 namespace {
 
-// Parts of the batch, by the shape alone: enough blocks for the largest device (132
-// multiprocessors, 8 blocks each), at least 8 samples a part, and at most 32 parts to add up.
+// Parts of the batch, by the shape alone: enough blocks for an H100 (132 multiprocessors, 8 blocks
+// each), at least 8 samples a part, and at most 32 parts to add up.
 template <class T>
 int64_t parts_of(int64_t samples, int64_t size) {
   const int64_t blocks = blocks_for(most_vectors<T>(1, size, true), kUniversalThreads);
