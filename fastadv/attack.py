@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -14,7 +13,7 @@ from fastadv import _checks, ops
 from fastadv.apgd import auto_ascent
 from fastadv.balls import Ball, require_finite
 from fastadv.engine import Compiled
-from fastadv.model import MODES, Model, crafting
+from fastadv.model import MODES, Model, crafting, held
 from fastadv.objectives import ObjectiveLike, as_objective, cross_entropy
 from fastadv.problem import Problem, output
 from fastadv.reference import compute_dtype, rows
@@ -154,7 +153,7 @@ class Attack:
                 raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")
             if x.numel() == 0:
                 return _nothing(x)
-            with crafting(model, self.mode), _held(model):
+            with crafting(model, self.mode), held(model):
                 if y is None and (target is None or objective.targeted_needs_y):
                     y = objective.predict(output(model, x.clone()))  # a model may write on it
                 problem = Problem(model, objective, self.ball, x, r, y, target)
@@ -203,11 +202,6 @@ class Attack:
         if self.stop:
             return ascend_until_done(problem, x_adv, self.rule, self.steps, self.stop)
         return _ascend(problem, x_adv, self.rule, self.steps)
-
-
-def _held(model: Model) -> AbstractContextManager[None]:
-    """A compiled model computes what follows from its weights alone once an attack."""
-    return model.held() if isinstance(model, Compiled) else nullcontext()
 
 
 def require_attack(attack: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastadv import _checks, ops
 from fastadv.balls import L2, Ball, Bounds, Linf
-from fastadv.model import MODES, Model, crafting
+from fastadv.model import MODES, Model, Pull, crafting, held, vjp
 from fastadv.objectives import cross_entropy
 from fastadv.problem import NO_GRADIENT, output
 from fastadv.reference import box, clamp, compute_dtype
@@ -111,7 +111,7 @@ class DeepFool:
             _checks.inputs(x, torch.zeros((), device=x.device), self.ball.bounds_for(x))
             search = Search(self, x, _checks.labels(y, "y"))
             if x.numel():
-                with crafting(model, self.mode):
+                with crafting(model, self.mode), held(model):
                     search.climb(model)
         distance = self.ball.norm(search.x_adv.double() - x.double())
         return DeepFoolResult(search.x_adv, search.success, distance, search.steps, search.forwards)
@@ -133,7 +133,7 @@ class Search:
         """Steps until every sample is across or has used its steps."""
         todo = torch.arange(len(self.x), device=self.x.device)
         for k in range(self.rule.steps + 1):
-            leaf, logits = self._forward(model, todo)
+            logits, pull = self._forward(model, todo)
             best, said = logits.detach().max(1)  # NaN where any logit is
             if k == 0:
                 self._rank(logits.detach())
@@ -146,22 +146,20 @@ class Search:
             if k == self.rule.steps or len(todo) == 0:
                 return
             if len(todo) < len(logits):  # cheaper than a backward a class through those done
-                leaf, logits = self._forward(model, todo)
-            self._step(todo, logits, leaf)
+                logits, pull = self._forward(model, todo)
+            self._step(todo, logits.detach(), pull)
 
-    def _forward(self, model: Model, todo: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_adv, logits) of the samples `todo`, with a graph between them."""
-        every = len(todo) == len(self.x)
-        with torch.enable_grad():
-            leaf = (self.x_adv if every else self.x_adv[todo]).detach().requires_grad_()
-            logits = output(model, leaf.clone())  # a model may write on its input
+    def _forward(self, model: Model, todo: Tensor) -> tuple[Tensor, Pull]:
+        """(logits, their pullback) at x_adv of the samples `todo`."""
+        point = self.x_adv if len(todo) == len(self.x) else self.x_adv[todo]
+        logits, pull = _pulled(model, point, self.rule.classes - 1)
         if len(logits) != len(todo) or logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(
                 f"`model(x)` must be ({len(todo)}, classes), two or more, "
                 f"got {_checks.text(logits.shape)}"
             )
         self.forwards += len(todo)
-        return leaf, logits
+        return logits, pull
 
     def _rank(self, logits: Tensor) -> None:
         """The candidates of each sample: its label, then the other classes, the likeliest first."""
@@ -172,11 +170,11 @@ class Search:
                 cross_entropy.check(logits, self.y)
             self.order[:, 0] = self.y
 
-    def _step(self, todo: Tensor, logits: Tensor, leaf: Tensor) -> None:
+    def _step(self, todo: Tensor, logits: Tensor, pull: Pull) -> None:
         """r moves across the nearest of the boundaries as they look from x_adv."""
         order = self.order[todo]
-        z = logits.detach().to(self.r.dtype).gather(1, order)
-        w = _differences(logits, leaf, order).to(self.r.dtype).flatten(2)  # (M, K - 1, d)
+        z = logits.to(self.r.dtype).gather(1, order)
+        w = pull(_differences(logits, order)).to(self.r.dtype).flatten(2)  # (M, K - 1, d)
         size = torch.linalg.vector_norm(w, _DUAL[self.rule.norm], dim=2)
         away = (z[:, 1:] - z[:, :1]).abs()
         distance = torch.where(size == 0, math.inf, away / size)
@@ -190,7 +188,7 @@ class Search:
             direction = direction.sign()
         length = nearest + _NUDGE
         move = torch.where(length.isinf()[:, None], 0, length[:, None] * direction)  # w = 0
-        self._move(todo, move.view(leaf.shape))
+        self._move(todo, move.view(len(todo), *self.x.shape[1:]))
 
     def _move(self, todo: Tensor, move: Tensor) -> None:
         every = len(todo) == len(self.x)
@@ -210,23 +208,38 @@ class Search:
         self.steps[todo] += 1
 
 
-def _differences(logits: Tensor, leaf: Tensor, order: Tensor) -> Tensor:
-    """The gradients by x of z_k - z_0, for the classes k of `order` (M, K): (M, K - 1, *shape).
+def _differences(logits: Tensor, order: Tensor) -> Tensor:
+    """What z_k - z_0 are of the logits z, for the classes k of `order` (M, K): (M, K - 1, C)."""
+    pairs = logits.new_zeros(len(order), order.shape[1] - 1, logits.shape[1])
+    pairs.scatter_(2, order[:, 1:, None], 1.0)
+    return pairs.scatter_(2, order[:, :1, None].expand(-1, pairs.shape[1], -1), -1.0)
 
-    One forward serves all; the backwards are one vmapped pass over few samples (2 to 3 times faster
-    on one sample of a small net), and a pass a class over many.
+
+def _pulled(model: Model, x: Tensor, rows: int) -> tuple[Tensor, Pull]:
+    """(logits at x (M, *shape), their pullback): from (M, R, C) to (M, R, *shape).
+
+    One forward serves all; the backwards are one over few samples, vmapped (2 to 3 times faster on
+    one sample of a small net) or, of a compiled model, a batch, and R over many.
     """
-    if not logits.requires_grad:
-        raise ValueError(NO_GRADIENT)
-    pairs = torch.zeros(order.shape[1] - 1, *logits.shape, dtype=logits.dtype, device=leaf.device)
-    pairs.scatter_(2, order.T[1:, :, None], 1.0)
-    pairs.scatter_(2, order[None, :, :1].expand(len(pairs), -1, -1), -1.0)
-    if len(leaf) <= _FEW:
-        try:
-            return _pull(logits, leaf, pairs, batched=True).transpose(0, 1)
-        except RuntimeError:  # a backward that vmap cannot run, as a kernel of one's own
-            pass
-    return torch.stack([_pull(logits, leaf, pair) for pair in pairs], 1)
+    found = vjp(model, x, rows, probe=True) if rows > 1 and len(x) <= _FEW else None
+    if found is not None:
+        logits, pull = found
+        return logits, lambda by: pull(by.flatten(0, 1)).view(*by.shape[:2], *x.shape[1:])
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = output(model, leaf.clone())  # a model may write on its input
+
+    def backwards(by: Tensor) -> Tensor:
+        if not logits.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        if len(x) <= _FEW:
+            try:
+                return _pull(logits, leaf, by.transpose(0, 1), batched=True).transpose(0, 1)
+            except RuntimeError:  # a backward that vmap cannot run, as a kernel of one's own
+                pass
+        return torch.stack([_pull(logits, leaf, one) for one in by.unbind(1)], 1)
+
+    return logits, backwards
 
 
 def _pull(logits: Tensor, leaf: Tensor, by: Tensor, batched: bool = False) -> Tensor:

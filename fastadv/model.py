@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 Model = Callable[[Tensor], Tensor]
 
+Pull = Callable[[Tensor], Tensor]  # from a gradient by logits to that by x
+
 MODES = ("eval", "train", "keep")
+
+
+class Steady(nn.Module):
+    """A module that can be held as it is, and then has its gradient as two functions."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """While it is entered, the module does not change."""
+        raise NotImplementedError
+
+    def vjp(self, x: Tensor, rows: int = 1, probe: bool = False) -> tuple[Tensor, Pull] | None:
+        """(logits at x (N, *shape), their pullback), of `rows` tangents a sample; None: there is
+        none, but maybe after a forward, which `probe` makes."""
+        raise NotImplementedError
+
+
+def held(model: Model) -> AbstractContextManager[None]:
+    """While it is entered the model stays as it is."""
+    return model.held() if isinstance(model, Steady) else nullcontext()
+
+
+def vjp(model: Model, x: Tensor, rows: int = 1, probe: bool = False) -> tuple[Tensor, Pull] | None:
+    """As Steady.vjp, inside `held`; None: by autograd."""
+    return model.vjp(x, rows, probe) if isinstance(model, Steady) else None
 
 
 class Normalized(nn.Module):

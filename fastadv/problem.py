@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastadv import _checks
 from fastadv.balls import Ball
-from fastadv.model import Model
+from fastadv.model import Model, vjp
 from fastadv.objectives import Objective
 
 
@@ -45,6 +45,19 @@ class Problem:
 
         Only the input's gradient is asked for: no parameter gets one.
         """
+        pulled = vjp(self.model, x_adv)
+        if pulled is not None:
+            loss, logits_grad, fooled = self._head(pulled[0])
+            grad = pulled[1](logits_grad)
+        else:
+            loss, grad, fooled = self._by_autograd(x_adv)
+        if grad.numel():
+            least, most = grad.aminmax()  # NaN where any is; inf - inf is NaN too
+            wrong = least if self.signs_serve else (least - least) + (most - most)
+            self.tally.seen.append(wrong[None].to(loss.dtype))
+        return loss, grad, fooled
+
+    def _by_autograd(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             leaf = x_adv.detach().requires_grad_()
             logits = output(self.model, leaf.clone())  # a model may write on its input
@@ -54,10 +67,6 @@ class Problem:
             (grad,) = torch.autograd.grad(logits, leaf, logits_grad, allow_unused=True)
         if grad is None:
             raise ValueError(NO_GRADIENT)
-        if grad.numel():
-            least, most = grad.aminmax()  # NaN where any is; inf - inf is NaN too
-            wrong = least if self.signs_serve else (least - least) + (most - most)
-            self.tally.seen.append(wrong[None].to(loss.dtype))
         return loss, grad, fooled
 
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:

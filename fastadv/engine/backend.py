@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+from torch._functorch._aot_autograd.schemas import OutputType
 from torch._functorch.partitioners import default_partition
 
 from fastadv.engine.graph import source_of
+from fastadv.engine.halves import Halves, joined
 from fastadv.engine.report import Row
 from fastadv.engine.rewrite import rewrite
 from fastadv.engine.weights import FUNCTIONS, Weights
@@ -27,11 +31,14 @@ class Compiler:
         self.rows: list[Row] = []
         self.graphs = 0
         self.saving = 0.0  # seconds, for the batch that was traced
+        self._halves: Halves | None = None
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
         sources = [self._name(n) for n in graph.graph.nodes if n.op == "placeholder"]
         rewritten: list[bool] = []
+        runners: list[tuple[_Runner, fx.Graph]] = []
+        simple = _has_no_side_effects()
 
         def partition(joint: fx.GraphModule, args: Any, **options: Any) -> Any:
             self._rewrite(joint, sources)
@@ -41,15 +48,23 @@ class Compiler:
         def forward(module: fx.GraphModule, args: Any) -> Callable[..., Any]:
             if not rewritten:  # no gradient is asked for: no joint graph, no partition
                 self._rewrite(module, sources)
-            return _Runner(module, sources, self.weights)
+            runners.append((_Runner(module, sources, self.weights), module.graph))
+            return runners[0][0]
 
         def backward(module: fx.GraphModule, args: Any) -> Callable[..., Any]:
             donate_nothing()
+            if simple and _is_plain_function():
+                self._halves = joined(*runners[0], module, sources)
             return _boxed(module)
 
         compiled = aot_autograd(fw_compiler=forward, bw_compiler=backward, partition_fn=partition)
         with torch._functorch.config.patch(donated_buffer=False):
             return compiled(graph, inputs)
+
+    @property
+    def halves(self) -> Halves | None:
+        """Those of what was compiled last, if that is one graph, and a function of x alone."""
+        return self._halves if self.graphs == 1 else None
 
     def _name(self, placeholder: fx.Node) -> str | None:
         """A weight's name, the same in all graphs; of a part that Dynamo cut off, in this one."""
@@ -83,6 +98,30 @@ def _mark_weights(graph: fx.Graph, sources: list[str | None]) -> None:
     for node, source in zip(primals, sources, strict=True):
         if source is not None:
             node.meta["source"] = source
+
+
+def _has_no_side_effects() -> bool:
+    """Whether the code that Dynamo compiles now changes nothing that was there before."""
+    effects = InstructionTranslator.current_tx().output.side_effects
+    changed = [
+        thing for thing in effects.id_to_variable.values()
+        if not isinstance(thing.mutation_type, (AttributeMutationNew, ValueMutationNew))
+        and effects.is_modified(thing)
+    ]  # fmt: skip
+    return not (changed or effects.tensor_hooks or effects.save_for_backward)
+
+
+def _is_plain_function() -> bool:
+    """Whether the graph that AOTAutograd compiles now writes on no input, and gives one tensor that
+    shares no memory."""
+    context = torch._guards.TracingContext.try_get()
+    found = context.fw_metadata if context is not None else None
+    return (
+        found is not None
+        and not any(info.mutates_data or info.mutates_metadata for info in found.input_info)
+        and [info.output_type for info in found.output_info] == [OutputType.non_alias]
+        and not (found.num_intermediate_bases or found.tokens or found.num_graphsafe_rng_states)
+    )
 
 
 def donate_nothing() -> None:
@@ -124,14 +163,23 @@ class _Runner:
         given = list(args)
         args.clear()
         with self.weights.lock:
-            tensors = {node: given[self.index[node]] for node in self.sources}
-            counts = {
-                node: self.weights.count(name, tensors[node]) for node, name in self.sources.items()
-            }
-            values: dict[fx.Node, Tensor] = dict(tensors)
-            for function in self.plan:
-                values[function.node] = function.value(self.weights, values, counts)
-        return self.module(*given, *(values[function.node] for function in self.plan))
+            held = self.weights.held
+            kept = held.get(self) if held is not None else None
+            if kept is None:
+                kept = self._values(given)
+                if held is not None:
+                    held[self] = kept
+        return self.module(*given, *kept)
+
+    def _values(self, given: list[Any]) -> list[Tensor]:
+        tensors = {node: given[self.index[node]] for node in self.sources}
+        counts = {
+            node: self.weights.count(name, tensors[node]) for node, name in self.sources.items()
+        }
+        values: dict[fx.Node, Tensor] = dict(tensors)
+        for function in self.plan:
+            values[function.node] = function.value(self.weights, values, counts)
+        return [values[function.node] for function in self.plan]
 
 
 class _Function:

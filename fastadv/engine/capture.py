@@ -28,6 +28,7 @@ from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
 from fastadv.engine.tracing import fresh_run, limits
 from fastadv.engine.weights import Weights
+from fastadv.model import Pull, Steady
 from fastadv.ops import backend
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _BATCHES = ((1, 1), (2, 15), (16, _ANY))  # one compile each
 Key = tuple[Hashable, ...]
 
 
-class Compiled(nn.Module):
+class Compiled(Steady):
     """`module`, run on kernels that compute gradients with respect to the input alone.
 
     An ordinary module under autograd: any library's attack runs on it. The parameters are seen as
@@ -64,6 +65,8 @@ class Compiled(nn.Module):
         self._variants: dict[Hashable, Callable[[nn.Module, Tensor], Any]] = {}
         self._graphs: dict[str, tuple[Row, ...]] = {}
         self._bypass = _why_bypass(module, precision)
+        self._compilers: dict[Hashable, Compiler | inductor.Inductor] = {}  # of the variants
+        self._sure: dict[Hashable, bool] = {}  # whether a variant's guards held in this attack
         self._plain: set[Hashable] = set()  # the variants that save less than a call costs
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
@@ -108,7 +111,8 @@ class Compiled(nn.Module):
         """The weights stay as they are: what is computed from them alone is computed once."""
         with self._lock:
             if not self._held:
-                self._weights.confirmed = set()
+                self._weights.held = {}
+                self._sure.clear()
                 if any(map(inductor.serves, self.module.parameters())):
                     self._copies.refresh()
             self._held += 1
@@ -118,7 +122,25 @@ class Compiled(nn.Module):
             with self._lock:
                 self._held -= 1
                 if not self._held:
-                    self._weights.confirmed = None
+                    self._weights.held = None
+
+    def vjp(self, x: Tensor, rows: int = 1, probe: bool = False) -> tuple[Tensor, Pull] | None:
+        """(logits at x (N, *shape), their pullback) inside `held`, without Dynamo and autograd.
+
+        The pullback takes (N * R, classes), R tangents a sample; `rows` says how many are likely.
+        None: no forward with gradient of N * rows samples was seen yet, by which Dynamo looks
+        whether the graph still fits (`probe` makes one), or the model is no such graph.
+        """
+        if not self._held or not x.is_floating_point() or x.requires_grad or not len(x):
+            return None
+        with self._lock, torch.no_grad():
+            key = _without_layout(self._key(x, len(x) * rows, (True, True, False)))
+            if key not in self._sure and probe:
+                self._sure[key] = False
+                with torch.enable_grad():
+                    self._serve(x.repeat_interleave(rows, 0).requires_grad_())
+            halves = self._compilers[key].halves if self._sure.get(key) else None
+            return None if halves is None else halves.vjp(self.module, x)
 
     def _read_graph(self, x: Tensor) -> Layers | str:
         from fastadv.engine.dense_graph import GraphReader
@@ -153,7 +175,10 @@ class Compiled(nn.Module):
             return not len(x) or inductor.why_plain() is not None
         if self._bypass or x.device.type != "cpu":
             return True
-        return bool(self._plain) and _without_layout(self._key(x)) in self._plain
+        if not self._plain or (key := _without_layout(self._key(x))) not in self._plain:
+            return False
+        # In an attack the calls that cost more are made once, and its other steps go without.
+        return not self._held or self._compilers[key].halves is None
 
     def _lender(self, x: Tensor) -> Lend:
         if not inductor.serves(x):
@@ -167,7 +192,9 @@ class Compiled(nn.Module):
         variant = self._variants.get(key)
         if variant is not None:
             with limits():
-                return variant(self.module, self._given(x))
+                y = variant(self.module, self._given(x))
+            self._sure[_without_layout(key)] = True
+            return y
         try:
             return self._compile(key, x)
         except torch._dynamo.exc.UserError:
@@ -176,12 +203,16 @@ class Compiled(nn.Module):
             self._static_batch = True
             return self._run(x)
 
-    def _key(self, x: Tensor) -> Key:
-        """What a graph depends on; of the batch only which of _BATCHES it is in."""
-        number = len(x) if self._static_batch else _batch_class(len(x))
+    def _key(
+        self, x: Tensor, size: int | None = None, grad: tuple[bool, bool, bool] | None = None
+    ) -> Key:
+        """What a graph depends on; of the batch's size only which of _BATCHES it is in."""
+        size = len(x) if size is None else size
+        number = size if self._static_batch else _batch_class(size)
         modes = tuple(module.training for module in self.module.modules())
         cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
+        if grad is None:
+            grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
         return x.stride()[1:], number, tuple(x.shape[1:]), x.dtype, x.device, modes, cast, grad
 
     def _given(self, x: Tensor) -> Tensor:
@@ -205,6 +236,8 @@ class Compiled(nn.Module):
         with limits():
             y = variant(self.module, self._given(x))
         self._variants[key] = variant
+        self._compilers[_without_layout(key)] = compiler
+        self._sure[_without_layout(key)] = True
         name = self._name(x, compiler.graphs)
         cost = worth.GRAPH * compiler.graphs + worth.LAYER * len(compiler.rows)
         if (saved := compiler.saving) < cost:

@@ -42,6 +42,7 @@ class Inductor:
         self.rows: list[Row] = []
         self.graphs = 0
         self.saving = math.inf  # a call costs less than the kernels that it fuses
+        self.halves = None  # its graphs are called as torch.compile calls them
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1

@@ -36,7 +36,6 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor, uninitialised, whose memory comes back when no one holds it."""
-        result = torch.empty(0, dtype=dtype)
         size = dtype.itemsize
         strides: list[int] = []
         for extent in reversed(shape):
@@ -46,7 +45,7 @@ class Pool:
             return torch.empty(shape, dtype=dtype)
         with self._lock:
             storage = self._take(size)
-            return result.set_(storage, 0, shape, strides)
+            return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)
 
     def _take(self, size: int) -> torch.UntypedStorage:
         step = 1 << (size.bit_length() - 3)  # an eighth of the size at most is left unused

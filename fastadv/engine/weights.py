@@ -56,15 +56,11 @@ class Weights:
 
     states: dict[str, tuple[State, int]] = field(default_factory=dict)  # by name; and a count
     values: dict[Hashable, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
-    confirmed: set[str] | None = None  # the weights that are known not to change now
+    held: dict[object, list[Tensor]] | None = None  # while no weight changes: values by graph
     lock: Lock = field(default_factory=Lock)
 
     def count(self, name: str, weight: Tensor) -> int:
         """How often the weight `name` has changed."""
-        if self.confirmed is not None:
-            if name in self.confirmed:
-                return self.states[name][1]
-            self.confirmed.add(name)
         state = state_of(weight)
         before, count = self.states.get(name, (None, 0))
         if state != before:

@@ -19,7 +19,7 @@ from fastadv import _checks, ops
 from fastadv.attack import Attack, draw_seed
 from fastadv.balls import Ball, require_ball
 from fastadv.deepfool import DeepFool, Search
-from fastadv.model import Model, crafting
+from fastadv.model import Model, crafting, held
 from fastadv.perturbation import Perturbation
 from fastadv.reference import box
 from fastadv.universal.batches import Batch, require_loader, samples
@@ -163,7 +163,8 @@ class Passes:
         self._load()
         with torch.no_grad(), crafting(self.model, "eval"):
             while self.done < options.passes and self.rate < options.fooling_rate:
-                updates = self._pass(visit)
+                with held(self.model):
+                    updates = self._pass(visit)
                 found = self.delta.perturbation
                 rates = self._rates(found)
                 rate = rates.fooled if options.count == "fooled" else rates.wrong

@@ -1,0 +1,156 @@
+"""A captured gradient's two halves, called as they are: between the steps of an attack nothing
+changes that Dynamo's guards, AOTAutograd's wrappers or autograd would have to look at again.
+
+On a net for MNIST they cost as much as its kernels do for one sample. One forward also serves many
+backwards at once: DeepFool's gradients of all classes at a sample.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastadv.engine.formats import is_gray, is_image
+from fastadv.model import Pull
+
+_PART = re.compile(r"_(modules|parameters|buffers)\['([^']+)'\]")
+_X, _SIZE = "x", "size"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the backward is given in one place: an output of the forward, or the tangent."""
+
+    output: int | None  # None: the tangent
+    batched: bool = False  # its first size is the batch's
+    count: Any = None  # a number's formula in the batch's size, where it is one
+
+
+class Halves:
+    """forward: (inputs) to [logits, *saved]; backward: (*saved, tangent) to gradients by inputs."""
+
+    def __init__(
+        self,
+        forward: Callable[[list[Any]], Sequence[Any]],
+        backward: fx.GraphModule,
+        inputs: Sequence[str],  # "x", "size", or where a weight stands
+        saved: Sequence[_Saved],
+        size: Any,  # the symbol of the batch's; None: it is 1
+    ) -> None:
+        self.forward, self.backward = forward, backward
+        self.inputs, self.saved, self.size = inputs, saved, size
+        self.at = inputs.index(_X)
+
+    def vjp(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
+        """(logits (N, classes) at x, their pullback, of however many tangents a sample)."""
+        outputs = self.forward([self._input(module, source, x) for source in self.inputs])
+
+        def pull(tangents: Tensor) -> Tensor:
+            if self.size is None and len(tangents) > 1:
+                raise ValueError(f"`tangents` must be of one row, got {len(tangents)}")
+            args = [self._saved(one, outputs, tangents, len(x)) for one in self.saved]
+            found = self.backward(*args)
+            grad: Tensor = found[self.at]
+            return _as_given(x, grad)
+
+        logits: Tensor = outputs[0]
+        return logits, pull
+
+    def _input(self, module: nn.Module, source: str, x: Tensor) -> Any:
+        if source == _SIZE:
+            return len(x)
+        return _as_rows(x) if source == _X else weight_at(module, source)
+
+    def _saved(self, one: _Saved, outputs: Sequence[Any], tangents: Tensor, n: int) -> Any:
+        if one.output is None:
+            return tangents.contiguous()
+        if one.count is not None:
+            rows = len(tangents)  # sympy takes half a millisecond to put it in
+            return rows if one.count == self.size else int(one.count.subs(self.size, rows))
+        kept = outputs[one.output]
+        rows = len(tangents) // n
+        return kept.repeat_interleave(rows, 0) if one.batched and rows > 1 else kept
+
+
+def weight_at(module: nn.Module, source: str) -> Tensor:
+    """The parameter or buffer that Dynamo found there, as it is now."""
+    found: Any = module
+    for kind, name in _PART.findall(source):
+        found = getattr(found, f"_{kind}")[name]
+    weight: Tensor = found
+    return weight.detach()
+
+
+def joined(
+    forward: Callable[[list[Any]], Sequence[Any]],
+    graph: fx.Graph,  # the forward's
+    backward: fx.GraphModule,
+    sources: Sequence[str | None],
+) -> Halves | None:
+    """The halves of a gradient by x alone; None where they are not as simple as that."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    kinds = [_kind(node, source) for node, source in zip(inputs, sources, strict=True)]
+    if kinds.count(_X) != 1 or None in kinds:
+        return None
+    shape = inputs[kinds.index(_X)].meta["val"].shape
+    size = shape[0].node.expr if isinstance(shape[0], torch.SymInt) else None
+    if any(isinstance(s, torch.SymInt) for s in shape[1:]) or (size is None and shape[0] != 1):
+        return None
+    (outputs,) = next(node for node in graph.nodes if node.op == "output").args
+    places = {o.name: i for i, o in enumerate(outputs) if isinstance(o, fx.Node)}
+    saved = []
+    for node in (node for node in backward.graph.nodes if node.op == "placeholder"):
+        one = _saved_as(node, places, outputs, size)
+        if one is None:
+            return None
+        saved.append(one)
+    if sum(one.output is None for one in saved) != 1:
+        return None
+    return Halves(forward, backward, [str(kind) for kind in kinds], saved, size)
+
+
+def _kind(node: fx.Node, source: str | None) -> str | None:
+    if source is not None:
+        return source
+    val = node.meta.get("val")
+    if isinstance(val, Tensor):
+        return _X
+    return _SIZE if isinstance(val, torch.SymInt) else None
+
+
+def _saved_as(
+    node: fx.Node, places: dict[str, int], outputs: Sequence[Any], size: Any
+) -> _Saved | None:
+    if str(node.target).startswith("tangents"):
+        return _Saved(None)
+    if node.name not in places:
+        return None
+    place = places[node.name]
+    val = outputs[place].meta.get("val")
+    if isinstance(val, torch.SymInt):
+        return _Saved(place, count=val.node.expr) if val.node.expr.free_symbols <= {size} else None
+    if not isinstance(val, Tensor):
+        return None
+    sizes = [s.node.expr if isinstance(s, torch.SymInt) else None for s in val.shape]
+    if not any(s is not None for s in sizes):
+        return _Saved(place)
+    return _Saved(place, True) if sizes[0] == size and not any(sizes[1:]) else None
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    if is_gray(x):
+        return x.permute(0, 2, 3, 1).contiguous()
+    return x.contiguous(memory_format=torch.channels_last) if is_image(x) else x.contiguous()
+
+
+def _as_given(x: Tensor, grad: Tensor) -> Tensor:
+    if is_gray(x):
+        grad = grad.permute(0, 3, 1, 2)
+    if not x.is_contiguous():
+        return grad
+    return grad.contiguous().flatten().view(len(grad), *x.shape[1:])
