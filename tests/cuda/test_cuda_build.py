@@ -181,7 +181,8 @@ def test_linf_moves_16_bytes_at_a_time(machine_code: str, dtype: str) -> None:
 def first_of_body(code: list[str], whole: list[str]) -> int:
     """Where the code of whole vectors begins: after the last way out of the code before it."""
     before = code[: code.index(whole[0])]
-    return max(i for i, line in enumerate(before) if re.match(r"(EXIT|BRA\b)", line.strip())) + 1
+    ends = (i for i, line in enumerate(before) if re.match(r"(EXIT|BRA\b)", line.strip()))
+    return max(ends, default=-1) + 1
 
 
 def refused(**more: str) -> str:
