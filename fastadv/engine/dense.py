@@ -158,9 +158,7 @@ def why_not_data(x: Tensor) -> str | None:
     return None if ops.backend().is_native else "there are no compiled kernels"
 
 
-def why_not_on_device(
-    layers: Layers, attack: Attack, problem: Problem, bfloat16: bool
-) -> str | None:
+def why_not_on_device(layers: Layers, problem: Problem, bfloat16: bool) -> str | None:
     """Why Triton's kernel does not take what why_not() lets pass in one launch, or None."""
     launch: Any = import_module("fastadv.kernels.dense_launch")  # imports Triton, 1 s
     sizes = [layers[0].weight.shape[1], *(len(layer.weight) for layer in layers)]
