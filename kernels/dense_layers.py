@@ -50,9 +50,10 @@ def _back(kept, first, grad, local, layer: tl.constexpr, COUNT: tl.constexpr, ST
 def _outputs(acc, biases, kept, local, layer: tl.constexpr, STACK: tl.constexpr):
     """Of a layer that stays in registers."""
     WIDTH: tl.constexpr = STACK.widths[layer]
+    LEAK: tl.constexpr = STACK.leaks[layer]
     bias = tl.load(biases + STACK.places[layer] + tl.arange(0, WIDTH))
-    value = _activate(acc + bias[None, :], STACK.leaks[layer]).to(kept.dtype.element_ty)
-    if STACK.leaks[layer] != 1:
+    value = _activate(acc + bias[None, :], LEAK).to(kept.dtype.element_ty)
+    if LEAK != 1:
         tl.store(kept + _places(local, 0, layer, WIDTH, STACK), value)
     return value
 
@@ -65,14 +66,16 @@ def _forward_pair(
     """Through `layer` in pieces, and them through the products of the layer after it: in a loop of
     its own, since Triton gives chained products to all warps along the rows, of which there are too
     few: each would be computed twice."""
+    LEAK: tl.constexpr = STACK.leaks[layer]
+    WIDTH: tl.constexpr = STACK.widths[layer + 1]
     for first in tl.range(0, STACK.rows[layer], CHUNK, num_stages=STAGES):
         w = weights_of(weights, first, twist, layer, CHUNK, STACK)
         z = tl.dot(value, tl.trans(w), input_precision=PRODUCTS)
         z += tl.load(biases + STACK.places[layer] + first + tl.arange(0, CHUNK))[None, :]
-        piece = _activate(z, STACK.leaks[layer]).to(value.dtype)
+        piece = _activate(z, LEAK).to(value.dtype)
         tl.store(kept + _places(local, first, layer, CHUNK, STACK), piece)
     tl.debug_barrier()  # what is kept is read by other threads than those that wrote it
-    acc = tl.zeros([ROWS, STACK.widths[layer + 1]], tl.float32)
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in tl.range(0, STACK.rows[layer], CHUNK, num_stages=STAGES):
         piece = tl.load(kept + _places(local, first, layer, CHUNK, STACK))
         w = weights_of(weights, first, twist, layer + 1, CHUNK, STACK)
@@ -86,7 +89,8 @@ def _backward_pair(
     ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the outputs before `layer`, from that by the products of the layer after."""
-    acc = tl.zeros([ROWS, STACK.widths[layer]], tl.float32)
+    WIDTH: tl.constexpr = STACK.widths[layer]
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in tl.range(0, STACK.rows[layer], CHUNK, num_stages=STAGES):
         w_next = weights_of(weights, first, twist, layer + 1, CHUNK, STACK)
         piece = tl.dot(grad, tl.trans(w_next), input_precision=PRODUCTS)
@@ -103,6 +107,8 @@ def forward(
 ):  # fmt: skip
     """(ROWS, padded classes): the logits from the first layer's products."""
     LAST: tl.constexpr = len(STACK.rows) - 1
+    OUTPUTS: tl.constexpr = STACK.rows[LAST]
+    WIDTH: tl.constexpr = STACK.widths[LAST]
     for layer in tl.static_range(1, LAST, 2):
         value = _outputs(acc, biases, kept, local, layer - 1, STACK)
         acc = _forward_pair(
@@ -110,11 +116,11 @@ def forward(
         )
     if LAST % 2 == 1:
         value = _outputs(acc, biases, kept, local, LAST - 1, STACK)
-        w = weights_of(weights, 0, twist, LAST, STACK.rows[LAST], STACK)
+        w = weights_of(weights, 0, twist, LAST, OUTPUTS, STACK)
         acc = tl.dot(value, tl.trans(w), input_precision=PRODUCTS)
-        bias = tl.load(biases + STACK.places[LAST] + tl.arange(0, STACK.rows[LAST]))
+        bias = tl.load(biases + STACK.places[LAST] + tl.arange(0, OUTPUTS))
     else:
-        bias = tl.load(biases + STACK.places[LAST] + tl.arange(0, STACK.widths[LAST]))
+        bias = tl.load(biases + STACK.places[LAST] + tl.arange(0, WIDTH))
     return acc + bias[None, :]
 
 
@@ -125,11 +131,13 @@ def backward(
 ):  # fmt: skip
     """The gradient by the first layer's products from that by the logits."""
     LAST: tl.constexpr = len(STACK.rows) - 1
+    OUTPUTS: tl.constexpr = STACK.rows[LAST]
+    WIDTH: tl.constexpr = STACK.widths[LAST]
     grad = grad.to(kept.dtype.element_ty)
     if LAST % 2 == 1:
-        w = weights_of(weights, 0, twist, LAST, STACK.rows[LAST], STACK)
+        w = weights_of(weights, 0, twist, LAST, OUTPUTS, STACK)
         acc = tl.dot(grad, w, input_precision=PRODUCTS)
-        grad = _back(kept, 0, acc, local, LAST - 1, STACK.widths[LAST], STACK)
+        grad = _back(kept, 0, acc, local, LAST - 1, WIDTH, STACK)
     for layer in tl.static_range(LAST - 1 - LAST % 2, 0, -2):
         acc = _backward_pair(
             grad, weights, kept, local, twist, layer, STACK, ROWS, CHUNK, STAGES, PRODUCTS

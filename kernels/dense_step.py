@@ -16,7 +16,8 @@ def first_products(
     STAGES: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """x_adv times the first layer's matrix: later steps get it from the step before."""
-    acc = tl.zeros([ROWS, STACK.widths[0]], tl.float32)
+    WIDTH: tl.constexpr = STACK.widths[0]
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in tl.range(0, STACK.inputs, PIECE, num_stages=STAGES):
         columns = first + tl.arange(0, PIECE)
         mask = live[:, None] & (columns < STACK.inputs)[None, :]
@@ -33,7 +34,8 @@ def step_linf(
 ):  # fmt: skip
     """The linf step of x_adv, and the next step's first products; (ROWS,) is NaN where a gradient
     is no number."""
-    acc = tl.zeros([ROWS, STACK.widths[0]], tl.float32)
+    WIDTH: tl.constexpr = STACK.widths[0]
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
     rest = tl.zeros([ROWS, PIECE], tl.float32)  # g - g: 0, or NaN
     for first in tl.range(0, STACK.inputs, PIECE, num_stages=STAGES):
         w = weights_of(weights, first, twist, 0, PIECE, STACK)
@@ -129,7 +131,8 @@ def step_l2(
     squares = _moved_length(x_adv, x, grads, unit, stride, local, live, STACK, ROWS, PIECE)
     scale, outside = scale_of(squares, radius, tl.full([ROWS], STACK.inputs, tl.int32))
     tl.debug_barrier()  # no x_adv is moved before all have read theirs
-    acc = tl.zeros([ROWS, STACK.widths[0]], tl.float32)
+    WIDTH: tl.constexpr = STACK.widths[0]
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in tl.range(0, STACK.inputs, PIECE, num_stages=STAGES):
         w = weights_of(weights, first, twist, 0, PIECE, STACK)
         point, origin, g, at, mask = _at(x_adv, x, grads, first, local, live, STACK, PIECE)

@@ -15,7 +15,7 @@ def variant(
     sizes: tuple[int, ...], dtype: str, tile: Tile, norm: int = 0, head: int = 0
 ) -> Variant:
     """The kernel on a stack with ReLU between its layers."""
-    data = "x_adv seen x step_size radius box biases grads".split()
+    data = ("x_adv", "seen", "x", "step_size", "radius", "box", "biases", "grads")
     signature = dict.fromkeys(data, "*fp32") | {"weights": f"*{dtype}", "kept": f"*{dtype}"}
     signature |= {"y": "*fp32" if head in (1, 4) else "*i64"}
     numbers = ("samples", "steps", "step_stride", "radius_stride", "zero")

@@ -1,4 +1,4 @@
-"""The machine code of the dense attack: no spills, tensor cores, shared memory within the limits."""
+"""The machine code of the dense attack: no spills, tensor cores, shared memory within limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ TABLE = {v.name: v for v in dense_variants.variants()}
 MORE = {v.name: v for v in dense_variants.more()}
 WIDE = "dense.bf16.784-256-256-10.linf.64"  # what Hopper's wgmma needs; no other chip takes it
 SOME = [
-    ("dense.bf16.784-256-256-10.linf.32", 80), (WIDE, 90), ("dense.bf16.784-256-256-10.linf.32", 100),
+    (WIDE, 90), ("dense.bf16.784-256-256-10.linf.32", 80),
+    ("dense.bf16.784-256-256-10.linf.32", 100),
     ("dense.bf16.784-512-512-10.linf.32", 80), ("dense.bf16.784-512-512-10.linf.32", 90),
     ("dense.fp32.784-256-256-10.linf.32", 80),
 ]  # fmt: skip
