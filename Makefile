@@ -14,8 +14,8 @@ SLOW_TESTS := cuda emulator triton engine/test_zoo.py engine/test_dense.py test_
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 BUILD_TOOLS := setuptools pybind11 cmake ninja
-CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-BUILT_FROM = setup.py CMakeLists.txt $(shell find csrc) # the folders too: a file may go away
+CXX_SOURCES = $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILT_FROM = setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc) # the folders too: a file may go away
 
 # Everywhere in this file a missing extension is an error, never a silent slow install.
 export FASTADV_REQUIRE_NATIVE := 1

@@ -117,7 +117,9 @@ def _both(first: Call, second: Call) -> Call:
 
 
 def _step(norm: str, dtype: str, shape: tuple[int, ...], counted: tuple[int, ...]) -> Work:
-    x, grad = torch.rand(counted).to(DTYPES[dtype]), torch.randn(counted).to(DTYPES[dtype])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(counted, generator=generator).to(DTYPES[dtype])
+    grad = torch.randn(counted, generator=generator).to(DTYPES[dtype])
     x_adv, radius = x.clone(), {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}[norm]
     size, bounds = torch.tensor(radius / 4), torch.tensor([0.0, 1.0])
     function, more = getattr(step, f"step_{norm}_"), (0.05,) if norm == "l1" else ()

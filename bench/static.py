@@ -24,6 +24,7 @@ from bench import aot, roofline
 from bench.aot import ARCHES, code_of
 from bench.machine_code import Code, read_cubin
 from bench.store import RESULTS
+from fastadv.kernels import dense_variants
 from fastadv.kernels.variants import Variant, variants
 
 TABLE, ROOFLINE = RESULTS / "static.csv", RESULTS / "roofline.csv"
@@ -64,6 +65,28 @@ class Row:
     barriers: int
 
 
+HEADS = ("cross_entropy", "binary_cross_entropy", "margin", "kl", "dlr", "dlr_targeted")
+HOPPER = "dense.bf16.784-256-256-10.linf.64"  # of a size that only sm_90's wgmma takes
+
+
+def tabled(arches: Sequence[int | str] = ARCHES) -> list[tuple[Variant, int | str]]:
+    """What the table has: linf in every dtype, heads in float32, all else in float32 and bfloat16.
+
+    The others have the same code at other widths, and would be two thirds of the table.
+    """
+    found = []
+    for v in variants():
+        family, dtype = v.name.split(".")[:2]
+        kept = ("fp32",) if family in HEADS else ("fp32", "bf16", "i32", "i16")
+        if family == "step_linf" or dtype in kept:
+            found.append(v)
+    pairs = [(v, arch) for v in found for arch in arches]
+    for v in dense_variants.variants():
+        takes = (90,) if v.name == HOPPER else (80, 90, 100)
+        pairs += [(v, arch) for arch in arches if arch in takes]
+    return pairs
+
+
 def row_of(code: Code, compiler: str, tile: int = 0) -> Row:
     """`tile`: the elements of a program's one tile, where it has one."""
     element = code.bytes_of_tile / tile if tile else 0.0
@@ -90,7 +113,7 @@ def tile_of(variant: Variant) -> int:
     if variant.elements:
         return int(variant.elements)
     block = variant.constants.get("BLOCK")
-    held = variant.name.startswith(("step_l2.", "step_l1.")) and not variant.name.endswith("long")
+    held = variant.name.startswith(("step_l2.", "step_l1.")) and variant.name[-1].isdigit()
     return block if held and isinstance(block, int) else 0
 
 
@@ -98,10 +121,10 @@ def _counts(counted: Counter[int] | Counter[str]) -> str:
     return " ".join(f"{key}:{n}" for key, n in sorted(counted.items(), key=str, reverse=True))
 
 
-def rows(chosen: Iterable[Variant], arches: Sequence[int | str] = ARCHES) -> list[Row]:
-    """The table of some variants."""
+def rows(chosen: Iterable[tuple[Variant, int | str]]) -> list[Row]:
+    """The table of some variants on some architectures."""
     compiler = f"triton {triton.__version__}"
-    return [row_of(code_of(v, arch), compiler, tile_of(v)) for v in chosen for arch in arches]
+    return [row_of(code_of(v, arch), compiler, tile_of(v)) for v, arch in chosen]
 
 
 def cuda_rows(arches: Sequence[int | str]) -> list[Row]:
@@ -136,6 +159,26 @@ def write(table: Sequence[Row] | Sequence[roofline.Row], path: Path) -> None:
         writer.writerows(asdict(row) for row in table)
 
 
+def differences(row: Row, stored: dict[str, str]) -> list[str]:
+    """What a fresh row and the stored one disagree in: anything, with the compiler that wrote it,
+    else what no compiler may change."""
+    fresh = as_text(row)
+    names = list(fresh)
+    if fresh["compiler"] != stored["compiler"]:
+        names = ["spills", "stack_bytes", "bytes_element"]
+    return [f"{n} {stored[n]!r}, now {fresh[n]!r}" for n in names if fresh[n] != stored[n]]
+
+
+def check(table: Sequence[Row]) -> int:
+    """Prints every difference; 1 if there is any."""
+    there = stored()
+    found = [(row, differences(row, there[row.variant, row.arch])) for row in table]
+    for row, differs in found:
+        for difference in differs:
+            print(f"{row.variant} {row.arch}: {difference}", file=sys.stderr)
+    return int(any(differs for _, differs in found))
+
+
 def show(table: Sequence[Row] | Sequence[roofline.Row], title: str) -> None:
     shown = Table(title=title)
     names = [f.name for f in fields(table[0])]
@@ -153,10 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--arch", nargs="+", default=[f"{a}" for a in ARCHES], help="80, gfx942, .."
     )
     parser.add_argument("--write", action="store_true", help="store the tables")
+    parser.add_argument("--check", action="store_true", help="compare with the stored table")
     args = parser.parse_args(argv)
     arches = [a if a.startswith("gfx") else int(a) for a in args.arch]
-    table = rows([v for v in variants() if v.name.startswith(args.only)], arches)
+    table = rows(pair for pair in tabled(arches) if pair[0].name.startswith(args.only))
     table += [row for row in cuda_rows(arches) if row.variant.startswith(args.only)]
+    if args.check:
+        return check(table)
     counted = roofline.rows()
     show(table, "machine code, counted, not timed")
     show(counted, "launches and bytes by emulation; microseconds at a datasheet's bandwidth")

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from fastadv._checks import text
+from fastadv.reference import compute_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MOST = 2**31 - 2**16  # elements of a sample: indices within one, and a tile more, are int32
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def shape(t: Tensor) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastadv.kernels import checks, tiles
 from fastadv.kernels.head_margins import binary_cross_entropy, dlr, margin
 from fastadv.kernels.head_probabilities import cross_entropy, kl
+from fastadv.reference import compute_dtype
 
 CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MARGIN, DLR, KL = range(5)  # as in reference_head
 LEAST = {MARGIN: 2, DLR: 3}
@@ -36,7 +37,7 @@ def _check(logits: Tensor, y: Tensor, target: Tensor | None, head: int, targeted
             raise ValueError(
                 f"`y` must be {checks.shape(logits)} like `logits`, got {checks.shape(y)}"
             )
-        checks.check_kind(y, "y", checks.compute_dtype(logits.dtype), logits)
+        checks.check_kind(y, "y", compute_dtype(logits.dtype), logits)
         return
     labels = [("y", y)]
     if head == DLR and targeted:
@@ -55,7 +56,7 @@ def head(
     """(loss (N,), its gradient like the logits, prediction): see reference_head.head."""
     _check(logits, y, target, head, targeted)
     samples, classes = logits.shape
-    loss = logits.new_empty(samples, dtype=checks.compute_dtype(logits.dtype))
+    loss = logits.new_empty(samples, dtype=compute_dtype(logits.dtype))
     grad = torch.empty_like(logits)
     if head == BINARY_CROSS_ENTROPY:
         prediction = torch.empty_like(logits, dtype=torch.bool)

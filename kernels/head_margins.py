@@ -10,8 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastadv.kernels.head_math import below, keys, largest, log1p, nan_unless
-from fastadv.kernels.head_probabilities import load_logits
+from fastadv.kernels.head_math import (
+    below,
+    keys,
+    labels,
+    largest,
+    load_logits,
+    log1p,
+    logit_at,
+    nan_unless,
+)
 
 
 @triton.jit(do_not_specialize=("samples", "units", "sign"))
@@ -83,21 +91,6 @@ def _largest_four(
 
 
 @triton.jit
-def _labels(y, rows, samples, classes):
-    """(a class in range, whether it is the one given), of each row."""
-    label = tl.load(y + rows, mask=rows < samples, other=-1)
-    valid = (label >= 0) & (label < classes)
-    return tl.where(valid, label, 0).to(tl.int32), valid
-
-
-@triton.jit
-def _at(logits, rows, columns, samples, classes, C: tl.constexpr):
-    """(ROWS,): each row's logit in a column of its own."""
-    offsets = rows.to(tl.int64) * classes + columns
-    return tl.load(logits + offsets, mask=rows < samples, other=0).to(C)
-
-
-@triton.jit
 def _put(
     grad, rows, samples, classes, at0, c0, at1, c1, at2, c2, at3, c3, at4, c4,
     ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -125,10 +118,10 @@ def margin(
     classes = units * UNIT
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first, second, _, _ = _largest_four(logits, rows, samples, classes, 2, ROWS, COLS, C)
-    label, valid = _labels(y, rows, samples, classes)
+    label, valid = labels(y, rows, samples, classes)
     other = tl.where(first == label, second, first)
-    of_label = _at(logits, rows, label, samples, classes, C)
-    value = _at(logits, rows, other, samples, classes, C) - of_label
+    of_label = logit_at(logits, rows, label, samples, classes, C)
+    value = logit_at(logits, rows, other, samples, classes, C) - of_label
     there = rows < samples
     tl.store(loss + rows, nan_unless(valid, sign * value), mask=there)
     tl.store(prediction + rows, first.to(tl.int64), mask=there)
@@ -151,18 +144,18 @@ def dlr(
     classes = units * UNIT
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first, second, third, fourth = _largest_four(logits, rows, samples, classes, 4, ROWS, COLS, C)
-    label, valid = _labels(y, rows, samples, classes)
+    label, valid = labels(y, rows, samples, classes)
     if target is None:
         other = tl.where(first == label, second, first)
         fourth = third
     else:
-        other, also = _labels(target, rows, samples, classes)
+        other, also = labels(target, rows, samples, classes)
         valid = valid & also
-    of_label = _at(logits, rows, label, samples, classes, C)
-    gap = _at(logits, rows, other, samples, classes, C) - of_label
-    lower = _at(logits, rows, third, samples, classes, C)
-    lower = (lower + _at(logits, rows, fourth, samples, classes, C)) * 0.5
-    spread = _at(logits, rows, first, samples, classes, C) - lower
+    of_label = logit_at(logits, rows, label, samples, classes, C)
+    gap = logit_at(logits, rows, other, samples, classes, C) - of_label
+    lower = logit_at(logits, rows, third, samples, classes, C)
+    lower = (lower + logit_at(logits, rows, fourth, samples, classes, C)) * 0.5
+    spread = logit_at(logits, rows, first, samples, classes, C) - lower
     divisor = tl.where(spread == 0, 1.0, spread)
     slope = tl.where(valid, 1 / divisor, 0.0)
     value = gap / divisor

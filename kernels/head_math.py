@@ -14,6 +14,29 @@ MOST_64 = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
+def load_logits(logits, rows, columns, samples, classes, C: tl.constexpr):
+    """(ROWS, COLS) of the logits, -inf where there is none, and their offsets and mask."""
+    offsets = rows.to(tl.int64)[:, None] * classes + columns
+    mask = (rows < samples)[:, None] & (columns < classes)
+    return tl.load(logits + offsets, mask=mask, other=float("-inf")).to(C), offsets, mask
+
+
+@triton.jit
+def labels(y, rows, samples, classes):
+    """(a class in range, whether it is the one given), of each row."""
+    label = tl.load(y + rows, mask=rows < samples, other=-1)
+    valid = (label >= 0) & (label < classes)
+    return tl.where(valid, label, 0).to(tl.int32), valid
+
+
+@triton.jit
+def logit_at(logits, rows, columns, samples, classes, C: tl.constexpr):
+    """(ROWS,): each row's logit in a column of its own."""
+    offsets = rows.to(tl.int64) * classes + columns
+    return tl.load(logits + offsets, mask=rows < samples, other=0).to(C)
+
+
+@triton.jit
 def keys(z):
     """Integers that are ordered as torch.argmax orders logits: NaN above all, -0 as 0."""
     z = z + 0.0  # -0 becomes 0

@@ -15,20 +15,15 @@ import triton.language as tl
 
 from fastadv.kernels.head_math import (
     keys,
+    labels,
     largest,
+    load_logits,
     log1p,
     log_of_positive,
+    logit_at,
     nan_unless,
     value_at,
 )
-
-
-@triton.jit
-def load_logits(logits, rows, columns, samples, classes, C: tl.constexpr):
-    """(ROWS, COLS) of the logits, -inf where there is none, and their offsets and mask."""
-    offsets = rows.to(tl.int64)[:, None] * classes + columns
-    mask = (rows < samples)[:, None] & (columns < classes)
-    return tl.load(logits + offsets, mask=mask, other=float("-inf")).to(C), offsets, mask
 
 
 @triton.jit
@@ -50,6 +45,27 @@ def _cross_entropy_gradient(z, columns, top, label, valid, less_one, scale):
     return tl.where(valid[:, None], p * scale[:, None], 0.0)
 
 
+@triton.jit
+def _top_and_rest(
+    logits, rows, samples, classes, key, at, top, rest, COLS: tl.constexpr, C: tl.constexpr
+):
+    """What the first tile of long rows gave, and the others with it."""
+    for first in range(COLS, classes, COLS):
+        columns = first + tl.arange(0, COLS)[None, :]
+        z, _, _ = load_logits(logits, rows, columns, samples, classes, C)
+        key_here, at_here = largest(keys(z), columns)
+        top_here = value_at(z, columns, at_here)
+        rest_here = _rest(z, columns, top_here, at_here)
+        more = key_here > key
+        ours = _scaled(1 + rest, top - top_here) + rest_here
+        theirs = _scaled(1 + rest_here, top_here - top) + rest
+        rest = tl.where(more, ours, theirs)
+        key = tl.where(more, key_here, key)
+        at = tl.where(more, at_here, at)
+        top = tl.where(more, top_here, top)
+    return at, top, rest
+
+
 @triton.jit(do_not_specialize=("samples", "units", "sign"))
 def cross_entropy(
     logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
@@ -57,6 +73,7 @@ def cross_entropy(
 ):  # fmt: skip
     """-log p_y and p - onehot(y), times `sign`. y: (N,) int64."""
     C: tl.constexpr = loss.dtype.element_ty
+    T: tl.constexpr = grad.dtype.element_ty
     classes = units * UNIT
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = rows < samples
@@ -66,25 +83,12 @@ def cross_entropy(
     top = value_at(z, columns, at)
     rest = _rest(z, columns, top, at)
     if LONG:
-        for first in range(COLS, classes, COLS):
-            columns = first + tl.arange(0, COLS)[None, :]
-            z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
-            key_here, at_here = largest(keys(z), columns)
-            top_here = value_at(z, columns, at_here)
-            rest_here = _rest(z, columns, top_here, at_here)
-            more = key_here > key
-            ours = _scaled(1 + rest, top - top_here) + rest_here
-            theirs = _scaled(1 + rest_here, top_here - top) + rest
-            rest = tl.where(more, ours, theirs)
-            key = tl.where(more, key_here, key)
-            at = tl.where(more, at_here, at)
-            top = tl.where(more, top_here, top)
+        at, top, rest = _top_and_rest(
+            logits, rows, samples, classes, key, at, top, rest, COLS, C
+        )  # fmt: skip
     rest = rest + (top - top)  # NaN if the largest is not finite, as in torch
-    label = tl.load(y + rows, mask=there, other=-1)
-    valid = (label >= 0) & (label < classes)
-    label = tl.where(valid, label, 0)
-    z_label = tl.load(logits + rows.to(tl.int64) * classes + label, mask=there & valid, other=0)
-    at_label = z_label.to(C) - top
+    label, valid = labels(y, rows, samples, classes)
+    at_label = logit_at(logits, rows, label, samples, classes, C) - top
     total = 1 + rest
     less_one = tl.where(label == at, -rest, tl.exp(at_label) - total)
     scale = sign / total
@@ -95,10 +99,10 @@ def cross_entropy(
             columns = first + tl.arange(0, COLS)[None, :]
             z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
             g = _cross_entropy_gradient(z, columns, top, label, valid, less_one, scale)
-            tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
+            tl.store(grad + offsets, g.to(T), mask=mask)
     else:
         g = _cross_entropy_gradient(z, columns, top, label, valid, less_one, scale)
-        tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
+        tl.store(grad + offsets, g.to(T), mask=mask)
 
 
 @triton.jit
@@ -110,6 +114,29 @@ def _sums(z, y, top):
     return tl.sum(e, 1), tl.sum(y, 1), tl.sum(term, 1)
 
 
+@triton.jit
+def _all_sums(
+    logits, y, rows, samples, classes, key, at, top, total, mass, cross, COLS: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    """What the first tile of long rows gave, and the others with it."""
+    for first in range(COLS, classes, COLS):
+        columns = first + tl.arange(0, COLS)[None, :]
+        z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
+        target = tl.load(y + offsets, mask=mask, other=0)
+        key_here, at_here = largest(keys(z), columns)
+        more = key_here > key
+        top_now = tl.where(more, value_at(z, columns, at_here), top)
+        total_here, mass_here, cross_here = _sums(z, target, top_now)
+        cross = cross + tl.where(mass == 0, 0.0, mass * (top_now - top)) + cross_here
+        total = _scaled(total, top - top_now) + total_here
+        mass = mass + mass_here
+        key = tl.where(more, key_here, key)
+        at = tl.where(more, at_here, at)
+        top = top_now
+    return at, top, total, mass, cross
+
+
 @triton.jit(do_not_specialize=("samples", "units", "sign"))
 def kl(
     logits, y, loss, grad, prediction, samples: tl.int32, units: tl.int32, sign: tl.int32,
@@ -117,9 +144,9 @@ def kl(
 ):  # fmt: skip
     """sum of y log(y / p), 0 where y is 0, and p * sum(y) - y, times `sign`. y: like the logits."""
     C: tl.constexpr = loss.dtype.element_ty
+    T: tl.constexpr = grad.dtype.element_ty
     classes = units * UNIT
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = rows < samples
     columns = tl.arange(0, COLS)[None, :]
     z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
     target = tl.load(y + offsets, mask=mask, other=0)
@@ -127,32 +154,21 @@ def kl(
     top = value_at(z, columns, at)
     total, mass, cross = _sums(z, target, top)
     if LONG:
-        for first in range(COLS, classes, COLS):
-            columns = first + tl.arange(0, COLS)[None, :]
-            z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
-            target = tl.load(y + offsets, mask=mask, other=0)
-            key_here, at_here = largest(keys(z), columns)
-            more = key_here > key
-            top_now = tl.where(more, value_at(z, columns, at_here), top)
-            total_here, mass_here, cross_here = _sums(z, target, top_now)
-            moved = tl.where(mass == 0, 0.0, mass * (top_now - top))
-            total = _scaled(total, top - top_now) + total_here
-            cross = cross + moved + cross_here
-            mass = mass + mass_here
-            key = tl.where(more, key_here, key)
-            at = tl.where(more, at_here, at)
-            top = top_now
+        at, top, total, mass, cross = _all_sums(
+            logits, y, rows, samples, classes, key, at, top, total, mass, cross, COLS, C
+        )  # fmt: skip
     total = total + (top - top)  # NaN if the largest is not finite, as in torch
     scale = sign * mass / total
-    tl.store(loss + rows, sign * (cross + mass * log_of_positive(total)), mask=there)
-    tl.store(prediction + rows, at.to(tl.int64), mask=there)
+    value = sign * (cross + mass * log_of_positive(total))
+    tl.store(loss + rows, value, mask=rows < samples)
+    tl.store(prediction + rows, at.to(tl.int64), mask=rows < samples)
     if LONG:
         for first in range(0, classes, COLS):
             columns = first + tl.arange(0, COLS)[None, :]
             z, offsets, mask = load_logits(logits, rows, columns, samples, classes, C)
             target = tl.load(y + offsets, mask=mask, other=0)
             g = tl.exp(z - top[:, None]) * scale[:, None] - target * sign
-            tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
+            tl.store(grad + offsets, g.to(T), mask=mask)
     else:
         g = tl.exp(z - top[:, None]) * scale[:, None] - target * sign
-        tl.store(grad + offsets, g.to(grad.dtype.element_ty), mask=mask)
+        tl.store(grad + offsets, g.to(T), mask=mask)

@@ -83,10 +83,47 @@ def left_of(m, cap, t):
 def guess(at, lower, upper, left, falling, target):
     """(Newton's next threshold, or the bracket's middle; whether it is between the ends)."""
     newton = (at + (left - target) / tl.maximum(falling, 1).to(tl.float64)).to(lower.dtype)
-    middle = lower + (upper - lower) / 2
+    middle = lower + (upper - lower) * 0.5
     good = (falling > 0) & (newton > lower) & (newton < upper)
     next_at = tl.where(good, newton, middle)
     return next_at, (next_at > lower) & (next_at < upper)
+
+
+@triton.jit
+def _smallest(g, rank, LOWEST: tl.constexpr):
+    """The magnitude of rank `rank`, from the largest."""
+    width: tl.constexpr = g.dtype.primitive_bitwidth
+    bits = unsigned_bits(magnitude(g))
+    prefix = tl.sum(bits * 0)
+    for i in range(0, (width - LOWEST) // 2):
+        shift = width - 2 - 2 * i
+        prefix = chosen(tl.sum(reach(bits, prefix, shift)), prefix, shift, rank)
+    return prefix.to(g.dtype, bitcast=True)
+
+
+@triton.jit
+def _threshold(m, cap, r, room):
+    """(t, whether v lies in the ball as it is, and t is 0): t leaves a sum just under r."""
+    zero = tl.max(m) * 0
+    each, falls = left_of(m, cap, zero)
+    left = tl.sum(each)
+    falling = tl.sum(falls)
+    inside = left <= r * (1 - room)
+    at = zero
+    low = zero
+    high = tl.max(m)
+    rounds = tl.where(inside, 0, 64)
+    while rounds > 0:
+        at, between = guess(at, low, high, left, falling, r * (1 - 2.5 * room))
+        each, falls = left_of(m, cap, at)
+        left = tl.sum(each)
+        falling = tl.sum(falls)
+        above = left > r * (1 - 2 * room)
+        low = tl.where(between & above, at, low)
+        high = tl.where(between & (above == 0), at, high)
+        enough = (above == 0) & (left >= r * (1 - 3 * room))
+        rounds = tl.where(enough | (between == 0), 0, rounds - 1)
+    return tl.where(inside, zero, high), inside
 
 
 @triton.jit
@@ -123,37 +160,13 @@ def step_l1(
     share = tl.load(step_size + sample * step_stride)
     smallest = share * 0
     if STEEPEST:
-        bits = unsigned_bits(magnitude(g))
-        prefix = tl.sum(bits * 0)
-        for i in range(0, (C.primitive_bitwidth - LOWEST) // 2):
-            shift = C.primitive_bitwidth - 2 - 2 * i
-            prefix = chosen(tl.sum(reach(bits, prefix, shift)), prefix, shift, rank)
-        smallest = prefix.to(C, bitcast=True)
+        smallest = _smallest(g, rank, LOWEST)
         moving = tl.sum(((magnitude(g) >= smallest) & (g != 0)).to(tl.int32))
         share = (share.to(tl.float64) / tl.maximum(moving, 1)).to(C)
     stride = stride_of(g, smallest, share, STEEPEST)
     m, cap = length_and_cap(point - origin + stride, origin, lower, upper)
     m = tl.where(mask, m, 0.0).to(C)
     room, r = room_of(tl.load(radius + sample * radius_stride), size)
-    each, falls = left_of(m, cap, share * 0)
-    left = tl.sum(each)
-    falling = tl.sum(falls)
-    inside = left <= r * (1 - room)
-    t = share * 0
-    low = share * 0
-    high = tl.max(m)
-    rounds = tl.where(inside, 0, 64)
-    while rounds > 0:
-        at, between = guess(t, low, high, left, falling, r * (1 - 2.5 * room))
-        each, falls = left_of(m, cap, at)
-        left = tl.sum(each)
-        falling = tl.sum(falls)
-        above = left > r * (1 - 2 * room)
-        low = tl.where(between & above, at, low)
-        high = tl.where(between & (above == 0), at, high)
-        t = at
-        enough = (above == 0) & (left >= r * (1 - 3 * room))
-        rounds = tl.where(enough | (between == 0), 0, rounds - 1)
-    t = tl.where(inside, share * 0, high)
+    t, inside = _threshold(m, cap, r, room)
     new = placed(point, origin, stride, t, inside, lower, upper, x_adv.dtype.element_ty)
     tl.store(x_adv + offsets, new, mask=mask)

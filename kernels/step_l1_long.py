@@ -1,7 +1,9 @@
 """The l1 step of samples that no program's registers hold: see step_l1.py.
 
 One program a sample reads it again in every round: 4 B an element in the 16 of the search for the
-largest gradients (8 in bfloat16), 12 B in each of Newton's, about 8, and writes in a last one.
+largest gradients (8 in bfloat16) and once more to count them, 12 B to find whether v lies in the
+ball, in each round of Newton's (2 or 3 in an attack's steps), and to write: 120 to 132 B an element
+in float32.
 """
 
 from __future__ import annotations
@@ -87,6 +89,44 @@ def _left(
     return tl.sum(left), tl.sum(falling), tl.max(largest)
 
 
+@triton.jit
+def _smallest(grad, base, size, rank, LOWEST: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
+    """The magnitude of rank `rank` of a sample, from the largest."""
+    width: tl.constexpr = C.primitive_bitwidth
+    prefix = unsigned_bits(tl.zeros([], C))
+    for i in range(0, (width - LOWEST) // 2):
+        prefix = _chosen(grad, base, size, prefix, width - 2 - 2 * i, rank, C, BLOCK)
+    return prefix.to(C, bitcast=True)
+
+
+@triton.jit
+def _threshold(
+    x_adv, grad, x, bounds, base, size, channels, inner, smallest, share, r, room,
+    EACH: tl.constexpr, STEEPEST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(t, whether v lies in the ball as it is, and t is 0): t leaves a sum just under r."""
+    at = tl.zeros([], share.dtype)
+    low = at
+    left, falling, high = _left(
+        x_adv, grad, x, bounds, base, size, channels, inner, smallest, share, at, EACH, STEEPEST,
+        BLOCK,
+    )  # fmt: skip
+    inside = left <= r * (1 - room)
+    rounds = tl.where(inside, 0, 64)
+    while rounds > 0:
+        at, between = guess(at, low, high, left, falling, r * (1 - 2.5 * room))
+        left, falling, _ = _left(
+            x_adv, grad, x, bounds, base, size, channels, inner, smallest, share, at, EACH,
+            STEEPEST, BLOCK,
+        )  # fmt: skip
+        above = left > r * (1 - 2 * room)
+        low = tl.where(between & above, at, low)
+        high = tl.where(between & (above == 0), at, high)
+        enough = (above == 0) & (left >= r * (1 - 3 * room))
+        rounds = tl.where(enough | (between == 0), 0, rounds - 1)
+    return tl.where(inside, tl.zeros([], share.dtype), high), inside
+
+
 @triton.jit(do_not_specialize=(*NUMBERS, "rank"))
 def step_l1_long(
     x_adv, grad, x, step_size, radius, bounds, units: tl.int32, rank: tl.int32,
@@ -102,35 +142,14 @@ def step_l1_long(
     share = tl.load(step_size + sample * step_stride)
     smallest = share * 0
     if STEEPEST:
-        prefix = unsigned_bits(smallest)
-        for i in range(0, (C.primitive_bitwidth - LOWEST) // 2):
-            shift = C.primitive_bitwidth - 2 - 2 * i
-            prefix = _chosen(grad, base, size, prefix, shift, rank, C, BLOCK)
-        smallest = prefix.to(C, bitcast=True)
+        smallest = _smallest(grad, base, size, rank, LOWEST, C, BLOCK)
         moving = _moving(grad, base, size, smallest, C, BLOCK)
         share = (share.to(tl.float64) / tl.maximum(moving, 1)).to(C)
     room, r = room_of(tl.load(radius + sample * radius_stride), size)
-    t = tl.zeros([], C)
-    low = t
-    left, falling, high = _left(
-        x_adv, grad, x, bounds, base, size, channels, inner, smallest, share, t, EACH, STEEPEST,
-        BLOCK,
+    t, inside = _threshold(
+        x_adv, grad, x, bounds, base, size, channels, inner, smallest, share, r, room, EACH,
+        STEEPEST, BLOCK,
     )  # fmt: skip
-    inside = left <= r * (1 - room)
-    rounds = tl.where(inside, 0, 64)
-    while rounds > 0:
-        at, between = guess(t, low, high, left, falling, r * (1 - 2.5 * room))
-        left, falling, _ = _left(
-            x_adv, grad, x, bounds, base, size, channels, inner, smallest, share, at, EACH,
-            STEEPEST, BLOCK,
-        )  # fmt: skip
-        above = left > r * (1 - 2 * room)
-        low = tl.where(between & above, at, low)
-        high = tl.where(between & (above == 0), at, high)
-        t = at
-        enough = (above == 0) & (left >= r * (1 - 3 * room))
-        rounds = tl.where(enough | (between == 0), 0, rounds - 1)
-    t = tl.where(inside, tl.zeros([], C), high)
     for first in range(0, size, BLOCK):
         point, origin, stride, lower, upper = _at(
             x_adv, grad, x, bounds, base, first, size, channels, inner, smallest, share, EACH,

@@ -112,7 +112,8 @@ def step_l2_long(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j) moves `share` tiles of sample i. shares: of moments_l2, of at most PARTS
-    programs a sample; None: one program a sample makes the sums first."""
+    programs a sample; None: one program a sample makes the sums first.
+    """
     C: tl.constexpr = step_size.dtype.element_ty
     size = units * UNIT
     sample = tl.program_id(0).to(tl.int64)
@@ -121,19 +122,25 @@ def step_l2_long(
         dd, dg, gg, largest = _moments(x_adv, grad, x, base, 0, size, size, C, BLOCK)
     else:
         dd, dg, gg, largest = _added(shares, sample, PARTS)
+    by_step = tl.load(step_size + sample * step_stride)
     length = tl.sqrt(gg)
     unit = unit_of(length, largest.to(C), STEEPEST)
-    if unit != 1:
-        length = _length_in_units(grad, base, size, unit, C, BLOCK)
-    step = step_of(length, tl.load(step_size + sample * step_stride), unit, STEEPEST)
-    by = step.to(tl.float64)
-    stride_squared = (by * length) * (by * length)
-    vv = dd + 2 * by * dg + stride_squared
+    step = step_of(length, by_step, unit, STEEPEST)
+    dot = step.to(tl.float64) * dg
+    stride_squared = (step.to(tl.float64) * length) * (step.to(tl.float64) * length)
+    vv = dd + 2 * dot + stride_squared
+    part = tl.program_id(1)
+    begin = part * share * BLOCK
+    end = tl.minimum(begin + share * BLOCK, size)
     if (unit != 1) | ((dd > 0) & (vv <= 1e-3 * (dd + stride_squared))):
-        vv = _measured(x_adv, grad, x, base, size, unit, step, C, BLOCK)
+        # One program alone takes the sample: the others would read what it writes.
+        begin = part * 0
+        end = tl.where(part == 0, size, 0)
+        length = _length_in_units(grad, base, end, unit, C, BLOCK)
+        step = step_of(length, by_step, unit, STEEPEST)
+        vv = _measured(x_adv, grad, x, base, end, unit, step, C, BLOCK)
     scale, outside = scale_of(vv, tl.load(radius + sample * radius_stride), size)
-    begin = tl.program_id(1) * share * BLOCK
-    tiles = tl.cdiv(tl.minimum(begin + share * BLOCK, size) - begin, BLOCK)
+    tiles = tl.cdiv(end - begin, BLOCK)
     for i in range(0, tiles):
         first = begin + (tiles - 1 - i) * BLOCK
         lanes = first + tl.arange(0, BLOCK)

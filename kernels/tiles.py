@@ -72,7 +72,8 @@ class Walk:
 
 def long_sample(samples: int, size: int, itemsize: int) -> Walk:
     """One program a sample, of as many threads as there are; several where samples are few."""
-    tile = Tile(8192 // max(itemsize, 4) * 2, 16) if samples >= FEW_SAMPLES else Tile(2048, 8)
+    half = 2 if itemsize == 8 else 1  # numbers of 8 B take twice the registers
+    tile = Tile(4096 // half, 16) if samples >= FEW_SAMPLES else Tile(2048 // half, 8)
     count = -(-size // tile.block)
     if samples >= FEW_SAMPLES:
         return Walk(tile, 1, count)

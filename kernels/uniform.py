@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastadv.kernels import checks, tiles
+from fastadv.reference import compute_dtype
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def _uniform(x: Tensor, state: Tensor | None, seed: int, offset: int, stream: in
     checks.floating(x, "x")
     if x.dim() == 0:
         raise ValueError("`x` must have a batch dimension, got a scalar")
-    out = x.new_empty(x.shape, dtype=checks.compute_dtype(x.dtype))
+    out = x.new_empty(x.shape, dtype=compute_dtype(x.dtype))
     size = x.shape[1:].numel()
     if size > checks.MOST:
         raise ValueError(f"`x` must have at most {checks.MOST} elements a sample, got {size}")

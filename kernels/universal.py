@@ -15,12 +15,13 @@ from torch import Tensor
 from fastadv.kernels import checks, step, tiles
 from fastadv.kernels.accumulate import accumulate, advance, combine
 from fastadv.kernels.checks import Layout
+from fastadv.reference import compute_dtype
 
 
 def _check(delta: Tensor, velocity: Tensor | None, grads: Tensor, weights: Tensor | None) -> Layout:
     checks.floating(grads, "grads")
     layout = checks.layout_of(grads, "grads")
-    wide = checks.compute_dtype(grads.dtype)
+    wide = compute_dtype(grads.dtype)
     for name, t in (
         ("grads", grads),
         ("delta", delta),
@@ -61,7 +62,7 @@ def _direction(
         grads, weights, sums, layout.samples, size // unit, batch.share, UNIT=unit, SIGNS=signs,
         BLOCK=batch.tile.block, **tiles.options(batch.tile.warps),
     )  # fmt: skip
-    wide = checks.compute_dtype(grads.dtype)
+    wide = compute_dtype(grads.dtype)
     direction = torch.empty(size, dtype=wide, device=grads.device)
     tile = tiles.elementwise(8)
     programs = triton.cdiv(size, tile.block)

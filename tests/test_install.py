@@ -78,6 +78,25 @@ def test_builds_both_extensions(tree: Path, build: Build) -> None:
     assert info.path("_D") is None
 
 
+def test_cuda_is_built_where_it_is_asked_for(tree: Path, build: Build) -> None:
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    shutil.copytree(ROOT / "cmake", tree / "cmake")
+    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/launch.cu").write_text("// nothing\n")
+    done = build(FASTADV_CUDA="1", CUDACXX=nvcc)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names, info = built(tree)
+    assert names == ["_C", "_C_cuda", "_native"]
+    assert info.path("_C_cuda") == tree / "fastadv/_C_cuda.so"
+    assert (info.cuda_reason, info.cuda_architectures[:2]) == (None, ("80-real", "90-real"))
+    build(FASTADV_CUDA="0")
+    names, info = built(tree)
+    assert names == ["_C", "_native"]
+    assert (info.cuda_reason, info.cuda_architectures) == ("FASTADV_CUDA=0", ())
+
+
 def test_without_torch_native_is_built_and_the_old_ops_go(tree: Path, build: Build) -> None:
     build()
     done = build(FASTADV_TORCH_DIR="/nowhere")

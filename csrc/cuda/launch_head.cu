@@ -1,3 +1,6 @@
+// Launches head.cuh: a warp a row that it can hold, else a block a row.
+#include <stdexcept>
+
 #include "head.cuh"
 #include "launch.cuh"
 
@@ -35,6 +38,7 @@ void run(Head head, const HeadArgs& args, Stream stream) {
 
 void run_head(Head head, DType dtype, const HeadArgs& args, void* stream) {
   if (args.samples == 0) return;
+  if (args.classes >= kNoClass) throw std::runtime_error("head: fewer than 2^31 - 1 classes");
   with_dtype(dtype, [&](auto type) {
     run<typename decltype(type)::type>(head, args, static_cast<Stream>(stream));
   });

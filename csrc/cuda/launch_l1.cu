@@ -1,3 +1,4 @@
+// Launches step_l1.cuh: a block a sample, held in registers where it fits.
 #include <stdexcept>
 
 #include "launch.cuh"

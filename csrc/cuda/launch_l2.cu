@@ -1,3 +1,4 @@
+// Launches step_l2.cuh: a block a sample, held in registers where it fits.
 #include "launch.cuh"
 #include "step_l2.cuh"
 

@@ -1,3 +1,4 @@
+// Launches step_linf.cuh: a thread a vector, the samples one after another in the grid.
 #include "launch.cuh"
 #include "step_linf.cuh"
 

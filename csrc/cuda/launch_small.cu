@@ -1,3 +1,4 @@
+// Launches small.cuh: digest and uniform.
 #include "launch.cuh"
 #include "small.cuh"
 

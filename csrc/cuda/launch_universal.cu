@@ -1,3 +1,4 @@
+// Launches universal.cuh: two kernels in linf; else the sum, its momentum, and the ball's step.
 #include <algorithm>
 
 #include "launch.cuh"
@@ -13,8 +14,8 @@ void run_step(Norm norm, DType dtype, const StepArgs& args, void* stream) {
 
 namespace {
 
-// Parts of the batch, by the shape alone: enough blocks for the largest device (132
-// multiprocessors, 8 blocks each), at least 8 samples a part, and at most 32 parts to add up.
+// Parts of the batch, by the shape alone: enough blocks for an H100 (132 multiprocessors, 8 blocks
+// each), at least 8 samples a part, and at most 32 parts to add up.
 template <class T>
 int64_t parts_of(int64_t samples, int64_t size) {
   const int64_t blocks = blocks_for(most_vectors<T>(1, size, true), kUniversalThreads);
@@ -36,7 +37,7 @@ struct Room {
 };
 
 template <class T>
-const void* direction_of(const UniversalArgs& args, char* workspace, Stream stream) {
+void run(Norm norm, DType dtype, const UniversalArgs& args, char* workspace, Stream stream) {
   using C = Compute<T>;
   const Room<T> room(args.samples, args.size);
   double* const parts = reinterpret_cast<double*>(workspace + room.parts);
@@ -50,13 +51,23 @@ const void* direction_of(const UniversalArgs& args, char* workspace, Stream stre
   launch(accumulate<T>, "accumulate", blocks * count, kUniversalThreads, stream, batch, parts,
          count, aligned, uint32_t(blocks));
   const int64_t columns = blocks_for(args.size, kUniversalThreads);
-  launch(combine<C>, "combine", columns, kUniversalThreads, stream,
-         static_cast<const double*>(parts), count, args.size, sum, norms);
-  if (!args.velocity) return sum;
-  launch(gather_momentum<C>, "gather_momentum", columns, kUniversalThreads, stream,
-         static_cast<C*>(args.velocity), static_cast<const C*>(sum),
-         static_cast<const double*>(norms), args.size, args.momentum);
-  return args.velocity;
+  const double* const summed = parts;
+  StepArgs step{args.delta,  sum,   nullptr,       1,       args.size, args.step_size,
+                args.radius, Box{}, args.steepest, args.top};
+  if (norm == kLinf && !args.velocity) {
+    launch(combine_and_step<T>, "combine_and_step", columns, kUniversalThreads, stream, summed,
+           count, step);
+    return;
+  }
+  launch(combine<C>, "combine", columns, kUniversalThreads, stream, summed, count, args.size, sum,
+         norms);
+  if (args.velocity) {
+    step.grad = args.velocity;
+    launch(gather_momentum<C>, "gather_momentum", columns, kUniversalThreads, stream,
+           static_cast<C*>(args.velocity), static_cast<const C*>(sum),
+           static_cast<const double*>(norms), args.size, args.momentum);
+  }
+  run_step(norm, dtype, step, stream);
 }
 
 }  // namespace
@@ -71,14 +82,10 @@ int64_t universal_workspace(DType dtype, int64_t samples, int64_t size) {
 void run_universal(Norm norm, DType dtype, const UniversalArgs& args, void* workspace,
                    void* stream) {
   if (args.size == 0) return;
-  const void* direction = nullptr;
   with_dtype(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    direction = direction_of<T>(args, static_cast<char*>(workspace), static_cast<Stream>(stream));
+    run<typename decltype(type)::type>(norm, dtype, args, static_cast<char*>(workspace),
+                                       static_cast<Stream>(stream));
   });
-  const StepArgs step{args.delta,  direction, nullptr,       1,       args.size, args.step_size,
-                      args.radius, Box{},     args.steepest, args.top};
-  run_step(norm, dtype, step, stream);
 }
 
 }  // namespace fastadv::cuda

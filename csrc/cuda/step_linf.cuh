@@ -11,6 +11,14 @@ namespace fastadv::cuda {
 
 constexpr int kLinfThreads = 256;
 
+// One element's step, as it is stored.
+template <class T, class C>
+FASTADV_DEVICE T moved_linf(C point, C grad, C origin, C step_size, bool steepest, C radius,
+                            C lower, C upper) {
+  const C v = point + step_size * (steepest ? sign(grad) : grad);
+  return stored<T>(project_linf<T>(v, origin, radius, lower, upper));
+}
+
 // One vector, all of it the sample's or not: a body without a mask, and the two ends. `G` and
 // `kHasX`: see sample.cuh.
 template <class T, class G, bool kHasX, bool kEach>
@@ -29,10 +37,9 @@ FASTADV_DEVICE void step_vector(const StepArgs& args, int64_t sample, int64_t be
   Pack<T> moved;
 #pragma unroll
   for (int j = 0; j < kLanes<T>; ++j) {
-    const C g = number(grad.lane[j]);
-    const C v = number(point.lane[j]) + step_size * (args.steepest ? sign(g) : g);
     moved.lane[j] =
-        stored<T>(project_linf<T>(v, number(origin.lane[j]), radius, lower[j], upper[j]));
+        moved_linf<T>(number(point.lane[j]), number(grad.lane[j]), number(origin.lane[j]),
+                      step_size, args.steepest, radius, lower[j], upper[j]);
   }
   store(x_adv, place, moved);
 }

@@ -3,11 +3,13 @@
 //
 // Two stages. The batch is cut into at most 32 parts; a thread sums 16 bytes' worth of columns over
 // one part, in double, reading each gradient once (4 B an element of the batch in fp32), and leaves
-// its sums, 8 B a column and part. Then a thread adds a column's parts in their order. No atomics:
+// its sums, 8 B a column and part. Then a thread adds a column's parts in their order, and in linf
+// takes the column's step at once: two launches. No atomics:
 // the parts depend on the shape alone, so a result has the same bits in every run.
 #pragma once
 
 #include "access.cuh"
+#include "step_linf.cuh"
 #include "team.cuh"
 
 namespace fastadv::cuda {
@@ -46,6 +48,26 @@ __global__ void __launch_bounds__(kUniversalThreads)
   store(parts + part * args.size, place, pack);
 }
 
+FASTADV_DEVICE double sum_of(const double* parts, int64_t count, int64_t size, int64_t column) {
+  double total = 0;
+  for (int64_t part = 0; part < count; ++part) total += parts[part * size + column];
+  return total;
+}
+
+// delta <- its linf step along the parts' sum.
+template <class T>
+__global__ void __launch_bounds__(kUniversalThreads)
+    combine_and_step(const double* parts, int64_t count, const StepArgs args) {
+  using C = Compute<T>;
+  const int64_t column = int64_t(blockIdx.x) * kUniversalThreads + threadIdx.x;
+  if (column >= args.size) return;
+  T* const delta = static_cast<T*>(args.x_adv) + column;
+  const C infinity = C(__builtin_inf());
+  *delta = moved_linf<T>(number(*delta), C(sum_of(parts, count, args.size, column)), C(0),
+                         value_of<C>(args.step_size, 0), args.steepest, value_of<C>(args.radius, 0),
+                         -infinity, infinity);
+}
+
 // sum <- the parts' sum; norms[block] <- the block's share of ||sum||_1.
 template <class C>
 __global__ void __launch_bounds__(kUniversalThreads)
@@ -53,10 +75,8 @@ __global__ void __launch_bounds__(kUniversalThreads)
   const int64_t column = int64_t(blockIdx.x) * kUniversalThreads + threadIdx.x;
   double norm = 0;
   if (column < size) {
-    double total = 0;
-    for (int64_t part = 0; part < count; ++part) total += parts[part * size + column];
-    sum[column] = C(total);
-    norm = __builtin_fabs(double(C(total)));
+    sum[column] = C(sum_of(parts, count, size, column));
+    norm = __builtin_fabs(double(sum[column]));
   }
   norm = over_block<kUniversalThreads>(norm, Add());
   if (threadIdx.x == 0) norms[blockIdx.x] = norm;

@@ -125,3 +125,20 @@ def test_a_zero_gradient_moves_nothing(norm):
     case.grad.zero_()
     result, _ = run_step(norm, case)
     assert torch.equal(bits(result), bits(case.x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-36, 1e32, -1.0])
+def test_few_long_samples_where_the_moments_do_not_tell(dtype, scale):
+    """Gradients whose squares leave the numbers, and a step that cancels (-1): programs that share
+    a sample must not read again what others write."""
+    case = make((2, LONG), dtype, "one", radius=2.0)
+    if scale == -1.0:
+        case.grad = case.x - case.x_adv
+        case.step_size = case.grad.double().norm(dim=1).to(dtype)
+    else:
+        case.grad *= scale if dtype == torch.float32 else scale**5
+    result, device = run_step("l2", case)
+    assert device.launches[-1].grid[1] > 1
+    assert_near(result, expected("l2", case.double()), LONG, scale=1.0)
+    assert_in_ball(result, case.x, case.radius, "l2")

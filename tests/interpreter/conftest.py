@@ -1,5 +1,5 @@
 """The kernels in Triton's interpreter, which a process has to choose before it imports Triton:
-test_interpreted.py runs each interpret_*.py in a process of its own."""
+test_interpreted.py runs the interpret_*.py in a process of their own."""
 
 from __future__ import annotations
 

@@ -168,14 +168,14 @@ BUGS = [
     (l2, "step_l2.py", "norm = tl.sqrt(vv)", "norm = vv"),
     (l2, "step_l2.py", "tl.where(still, point, moved)", "moved"),
     (l1, "step_l1.py", "(m >= smallest) & (m > 0)", "(m > smallest) & (m > 0)"),
-    (l1, "step_l1.py", "tl.where(inside, share * 0, high)", "tl.where(inside, share * 0, low)"),
+    (l1, "step_l1.py", "tl.where(inside, zero, high)", "tl.where(inside, zero, low)"),
     (l1, "step_l1.py", "digit = one.to(tl.int32) + two", "digit = two"),
     # sums over the batch
     (universal, "accumulate.py", "tl.where(w == 0, 0.0, w * wide)", "w * wide"),
     (universal, "accumulate.py", "begin = part * rows", "begin = part * (rows - 1)"),
     (universal, "accumulate.py", "momentum * v + ", "v + "),
     # heads
-    (head, "head_probabilities.py", "& (columns < classes)", "& (columns < classes + 1)"),
+    (head, "head_math.py", "& (columns < classes)", "& (columns < classes + 1)"),
     (head, "head_math.py", "tl.min(tl.where(key == top[:, None], columns, MOST_32), 1)",
      "tl.max(tl.where(key == top[:, None], columns, 0), 1)"),
     (head, "head_probabilities.py", "tl.where(label == at, -rest,", "tl.where(label != at, -rest,"),

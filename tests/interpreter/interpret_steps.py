@@ -71,7 +71,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param != "held":
         monkeypatch.setattr(tiles, "held", lambda *_: False)
         monkeypatch.setattr(tiles, "long_search", lambda *_: tiles.Tile(64, 1))
-        share = 10**6 if request.param == "walked" else 3
+        share = 10**6 if request.param == "walked" else 1
 
         def walk(samples: int, size: int, itemsize: int) -> tiles.Walk:
             return tiles.Walk(tiles.Tile(16, 1), -(-size // (16 * share)), share)
