@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -157,16 +158,15 @@ def why_not_data(x: Tensor) -> str | None:
     return None if ops.backend().is_native else "there are no compiled kernels"
 
 
-def why_not_on_device(
-    layers: Layers, attack: Attack, problem: Problem, bfloat16: bool
-) -> str | None:
+def why_not_on_device(layers: Layers, problem: Problem, bfloat16: bool) -> str | None:
     """Why Triton's kernel does not take what why_not() lets pass in one launch, or None."""
-    from fastadv.kernels import dense_launch
-
+    launch: Any = import_module("fastadv.kernels.dense_launch")  # imports Triton, 1 s
     sizes = [layers[0].weight.shape[1], *(len(layer.weight) for layer in layers)]
     activations = [layer.activation for layer in layers]
     leaks = [layer.leak for layer in layers]
-    return dense_launch.why_not(sizes, activations, leaks, _BALLS[type(problem.ball)], bfloat16)
+    norm = _BALLS[type(problem.ball)]
+    why: str | None = launch.why_not(sizes, activations, leaks, norm, bfloat16)
+    return why
 
 
 Stack = tuple[

@@ -47,7 +47,7 @@ class Plans:
         on_device = inductor.serves(problem.x)
         if not why and on_device:
             bfloat16 = self.precision == "bfloat16"
-            why = dense.why_not_on_device(layers, attack, problem, bfloat16)
+            why = dense.why_not_on_device(layers, problem, bfloat16)
         if why:
             way = "was not taken in one launch" if on_device else "went step by step"
             self.notes.append(f"the last attack {way}: {why}")
