@@ -64,7 +64,10 @@ def head(
         prediction = logits.new_empty(samples, dtype=torch.long)
     if samples == 0:
         return loss, grad, prediction
-    tile, unit = tiles.head(classes), tiles.unit(classes)
+    unit = tiles.unit(classes)
+    tile = tiles.head(classes, logits.element_size())
+    if head == BINARY_CROSS_ENTROPY:
+        tile = tiles.labels_head(classes, logits.element_size())
     grid = (triton.cdiv(samples, tile.rows),)
     options = {"UNIT": unit, "ROWS": tile.rows, "COLS": tile.columns} | tiles.options(tile.warps)
     if head in (CROSS_ENTROPY, KL):

@@ -1,8 +1,8 @@
 """Cross-entropy and KL: loss, gradient of the logits and prediction of softmax(z), in one launch.
 
-Rows of up to 8192 classes stay in registers: 4 B read and 4 B written a logit in float32 (kl reads
-y, 4 B more). Longer ones are read twice, first for the sums, which are rescaled where a tile has a
-larger logit, then for the gradient.
+Rows of up to 8192 classes (4096 in float64) stay in registers: 4 B read and 4 B written a logit in
+float32 (kl reads y, 4 B more). Longer ones are read twice, first for the sums, which are rescaled
+where a tile has a larger logit, then for the gradient.
 
 The largest logit's 1 is kept out of cross-entropy's sum: what it would be added to survives, and a
 loss of 1e-20 is not rounded to 0, where a sample that is sure of y would stall.

@@ -114,7 +114,7 @@ def batch(samples: int, size: int, itemsize: int) -> Walk:
     return Walk(tile, max(-(-samples // share), 1), share)
 
 
-HELD_CLASSES = 8192  # logits of a row that a program's registers hold
+HELD_CLASSES = 8192  # logits of a row that a program's registers hold; in float64 half of them
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,16 @@ class Rows:
     long: bool
 
 
-def head(classes: int) -> Rows:
+def head(classes: int, itemsize: int) -> Rows:
     """Of the heads: tiles of 1024 logits and 4 warps; a row's own where it is longer."""
     columns = max(power_of_two(classes), 4)
     if columns <= 1024:
         return Rows(1024 // columns if columns <= 256 else 1, columns, 4, False)
-    if columns <= HELD_CLASSES:
+    if columns <= HELD_CLASSES // (2 if itemsize == 8 else 1):
         return Rows(1, columns, 8 if columns <= 4096 else 16, False)
     return Rows(1, 4096, 8, True)
+
+
+def labels_head(classes: int, itemsize: int) -> Rows:
+    """Of binary cross-entropy, which needs no row at once: it walks over it, 4 KiB a tile."""
+    return head(min(classes, 4096 // max(itemsize, 4)), 4)

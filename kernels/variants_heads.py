@@ -8,9 +8,9 @@ from typing import Any
 from fastadv.kernels import tiles
 from fastadv.kernels.head_margins import binary_cross_entropy, dlr, margin
 from fastadv.kernels.head_probabilities import cross_entropy, kl
-from fastadv.kernels.variant import FLOATS, Constant, Variant, pointers, wide
+from fastadv.kernels.variant import BYTES, FLOATS, Constant, Variant, pointers, wide
 
-CLASSES = (10, 1000, 8192, 32768)
+CLASSES = (10, 1000, 4096, 8192, 32768)
 
 
 def heads() -> Iterator[Variant]:
@@ -23,7 +23,10 @@ def heads() -> Iterator[Variant]:
 
 
 def _head(dtype: str, classes: int, kernel: Any, aimed: bool) -> Variant:
-    tile, data, numbers = tiles.head(classes), f"*{dtype}", f"*{wide(dtype)}"
+    data, numbers = f"*{dtype}", f"*{wide(dtype)}"
+    tile = tiles.head(classes, BYTES[dtype])
+    if kernel is binary_cross_entropy:
+        tile = tiles.labels_head(classes, BYTES[dtype])
     dense = kernel in (binary_cross_entropy, kl)
     signature = {"logits": data, "y": numbers if dense else "*i64", "loss": numbers, "grad": data}
     signature["prediction"] = "*i1" if kernel is binary_cross_entropy else "*i64"

@@ -20,7 +20,8 @@ def run(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Rows in one tile, as up to 8192 classes are; in tiles of 16."""
     if request.param == "long":
-        monkeypatch.setattr(tiles, "head", lambda _: tiles.Rows(16, 16, 1, True))
+        for name in ("head", "labels_head"):
+            monkeypatch.setattr(tiles, name, lambda *_: tiles.Rows(16, 16, 1, True))
     return str(request.param)
 
 
