@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fastadv.engine import calls, weights
 from fastadv.engine.graph import value
@@ -26,6 +26,19 @@ _HALVED = 10e-12  # bfloat16
 # And a number.
 _NORMED = 1.5e-9  # of a folded norm's output: its passes, and their gradients'
 _POOLED = 1e-9  # of a pooled image, forward or gradient
+
+
+def why_bypass(model: nn.Module, precision: str) -> str | None:
+    """Why nothing of a model is worth compiling, or None."""
+    if precision == "bfloat16":
+        served = any(p.dim() in (2, 4) for p in model.parameters())
+        return None if served else "it has no convolution and no linear layer"
+    kernels = [p for p in model.parameters() if p.dim() == 4]
+    if not kernels:  # linear layers gain a few percent, and a call costs as much
+        return "it has no 2d convolution, and nothing else would change"
+    if sum(p.numel() for p in kernels) < 512:
+        return "its convolutions are too small"
+    return None
 
 
 def saving(graph: fx.Graph) -> float:

@@ -1,0 +1,58 @@
+// What the engine's ops check: tensors of one shape and dtype, contiguous, on the CPU.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/run.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void parallel(int64_t begin, int64_t end, int64_t grain, fastadv::Body body, void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+}
+
+std::string shape(std::initializer_list<int64_t> sizes) {
+  std::string text = "(";
+  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + ")";
+}
+
+// Raises unless t is on the CPU, of these sizes, its memory contiguous in their order.
+void check(const Tensor& t, const char* name, ScalarType dtype,
+           std::initializer_list<int64_t> sizes) {
+  bool same = t.is_cpu() && t.scalar_type() == dtype && t.dim() == int64_t(sizes.size()) &&
+              t.is_contiguous();
+  int64_t i = 0;
+  for (const int64_t size : sizes) same = same && t.size(i++) == size;
+  STD_TORCH_CHECK(same, "`", name, "` must be contiguous on the CPU, of shape ", shape(sizes),
+                  dtype == ScalarType::Byte       ? " and uint8"
+                  : dtype == ScalarType::BFloat16 ? " and bfloat16"
+                                                  : " and float32");
+}
+template <class T>
+T* check_or_null(const std::optional<Tensor>& t, const char* name, ScalarType dtype,
+                 std::initializer_list<int64_t> sizes) {
+  if (!t) return nullptr;
+  check(*t, name, dtype, sizes);
+  if constexpr (std::is_const_v<T>) {
+    return static_cast<T*>(t->const_data_ptr());
+  } else {
+    return static_cast<T*>(t->mutable_data_ptr());
+  }
+}
+int64_t panels(int64_t channels) { return (channels + fastadv::kPanel - 1) / fastadv::kPanel; }
+int64_t sign_bytes(int64_t channels) { return panels(channels) * fastadv::kPanel / 8; }
+const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+}  // namespace

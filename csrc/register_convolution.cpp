@@ -1,0 +1,226 @@
+// The engine's convolutions and poolings on the CPU: which function serves which op, and the checks
+// that keep a kernel inside its memory.
+#include <torch/csrc/stable/library.h>
+
+#include "engine_checks.h"
+
+namespace {
+
+// Transformed weights, float32 or, where the kernels in use multiply it, bfloat16: whether they
+// are.
+bool check_transformed(const Tensor& weights, int64_t outputs, int64_t channels) {
+  if (weights.scalar_type() != ScalarType::BFloat16) {
+    check(weights, "weights", ScalarType::Float, {36, panels(outputs), channels, fastadv::kPanel});
+    return false;
+  }
+  STD_TORCH_CHECK(fastadv::multiplies_bfloat16(),
+                  "`weights` must be float32: the kernels in use have no bfloat16 products");
+  check(weights, "weights", ScalarType::BFloat16,
+        {36, panels(outputs), (channels + 1) / 2, fastadv::kPanel, 2});
+  return true;
+}
+
+void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
+              std::optional<Tensor> bias, std::optional<Tensor> residual,
+              std::optional<Tensor> mask, int64_t padding, bool relu) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "`padding` must be 0, 1 or 2, got ", padding);
+  const int64_t n = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
+  const int64_t rows = height + 2 * padding - 2, columns = width + 2 * padding - 2;
+  const int64_t outputs = y.size(3), bytes = sign_bytes(outputs);
+  STD_TORCH_CHECK(rows > 0 && columns > 0 && channels > 0 && outputs > 0,
+                  "`x` must have channels, and pixels for a 3x3 convolution");
+  check(x, "x", ScalarType::Float, {n, height, width, channels});
+  check(y, "y", ScalarType::Float, {n, rows, columns, outputs});
+  const bool bfloat16 = check_transformed(weights, outputs, channels);
+  const fastadv::WinogradArgs args{
+      floats(x),
+      floats(weights),
+      check_or_null<const float>(bias, "bias", ScalarType::Float, {outputs}),
+      check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                 {n, rows, columns, outputs}),
+      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, rows, columns, bytes}),
+      static_cast<float*>(y.mutable_data_ptr()),
+      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, rows, columns, bytes}),
+      n,
+      height,
+      width,
+      channels,
+      outputs,
+      padding,
+      relu,
+      bfloat16,
+      0,
+      0,
+  };
+  fastadv::run_winograd(args, parallel);
+}
+
+void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale, bool gradient) {
+  STD_TORCH_CHECK(weight.dim() == 4, "`weight` must be (K, C, 3, 3)");
+  const int64_t out = weight.size(0), in = weight.size(1);
+  check(weight, "weight", ScalarType::Float, {out, in, 3, 3});
+  const bool bfloat16 = check_transformed(weights, gradient ? in : out, gradient ? out : in);
+  const fastadv::WinogradWeightsArgs args{
+      floats(weight),
+      check_or_null<const float>(scale, "scale", ScalarType::Float, {out}),
+      static_cast<float*>(weights.mutable_data_ptr()),
+      out,
+      in,
+      gradient,
+      bfloat16,
+  };
+  fastadv::run_winograd_weights(args, parallel);
+}
+
+// Raises unless these are the sizes of a convolution: x (N, H, W, C) and y, or, for a gradient, the
+// other way round.
+fastadv::DirectArgs convolution_of(const Tensor& y, const Tensor& x, const Tensor& weights,
+                                   const std::vector<int64_t>& kernel,
+                                   const std::vector<int64_t>& stride,
+                                   const std::vector<int64_t>& padding,
+                                   const std::vector<int64_t>& dilation, bool gradient) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+  STD_TORCH_CHECK(
+      kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+      "`kernel`, `stride`, `padding` and `dilation` must be two numbers each");
+  fastadv::DirectArgs args{};
+  args.samples = x.size(0);
+  args.height = x.size(1), args.width = x.size(2), args.channels = x.size(3);
+  args.rows = y.size(1), args.columns = y.size(2), args.outputs = y.size(3);
+  for (int axis = 0; axis < 2; ++axis) {
+    constexpr int64_t kMost = int64_t(1) << 31;
+    args.kernel[axis] = kernel[axis], args.stride[axis] = stride[axis];
+    args.padding[axis] = padding[axis], args.dilation[axis] = dilation[axis];
+    STD_TORCH_CHECK(
+        kernel[axis] > 0 && stride[axis] > 0 && padding[axis] >= 0 && dilation[axis] > 0,
+        "`kernel`, `stride` and `dilation` must be positive, and `padding` not negative");
+    STD_TORCH_CHECK(kernel[axis] <= fastadv::kDirectTaps && stride[axis] < kMost &&
+                        padding[axis] < kMost && dilation[axis] < kMost,
+                    "`kernel` must have at most 64 taps, and `stride`, `padding` and `dilation` "
+                    "must be below 2^31");
+    const int64_t in = gradient ? y.size(1 + axis) : x.size(1 + axis);
+    const int64_t out = gradient ? x.size(1 + axis) : y.size(1 + axis);
+    const int64_t seen = in + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1;
+    STD_TORCH_CHECK(seen >= 0 && out == seen / stride[axis] + 1,
+                    "`x` and `y` must have the sizes of a convolution and its output");
+  }
+  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kDirectTaps,
+                  "`kernel` must have at most 64 taps");
+  STD_TORCH_CHECK(args.channels > 0 && args.outputs > 0, "`x` and `y` must have channels");
+  check(x, "x", ScalarType::Float, {args.samples, args.height, args.width, args.channels});
+  check(y, "y", ScalarType::Float, {args.samples, args.rows, args.columns, args.outputs});
+  args.bfloat16 = weights.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(!args.bfloat16 || fastadv::multiplies_bfloat16(),
+                  "`weights` must be float32: the kernels in use have no bfloat16 products");
+  args.x = floats(x), args.weights = floats(weights);
+  args.y = static_cast<float*>(y.mutable_data_ptr());
+  return args;
+}
+
+// Raises unless `weights` are this many rows of panels, of numbers or pairs of bfloat16.
+void check_packed(const Tensor& weights, const fastadv::DirectArgs& args, int64_t numbers,
+                  int64_t wide) {
+  const int64_t steps = args.bfloat16 ? (numbers + 1) / 2 * 2 : numbers;
+  check(weights, "weights", args.bfloat16 ? ScalarType::BFloat16 : ScalarType::Float,
+        {steps * wide * fastadv::kPanel});
+}
+
+void direct(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
+            std::optional<Tensor> bias, std::optional<Tensor> residual, std::vector<int64_t> kernel,
+            std::vector<int64_t> stride, std::vector<int64_t> padding,
+            std::vector<int64_t> dilation, bool relu) {
+  fastadv::DirectArgs args =
+      convolution_of(y, x, weights, kernel, stride, padding, dilation, false);
+  const int64_t n = args.samples, bytes = sign_bytes(args.outputs);
+  check_packed(weights, args, kernel[0] * kernel[1] * args.channels, panels(args.outputs));
+  args.relu = relu;
+  args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
+  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                             {n, args.rows, args.columns, args.outputs});
+  args.signs =
+      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, args.rows, args.columns, bytes});
+  fastadv::run_direct(args, parallel);
+}
+
+void fold(Tensor y, Tensor x, Tensor weights, std::optional<Tensor> residual,
+          std::optional<Tensor> mask, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+          std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  fastadv::DirectArgs args = convolution_of(y, x, weights, kernel, stride, padding, dilation, true);
+  const int64_t n = args.samples, bytes = sign_bytes(args.outputs);
+  constexpr int64_t kMost = fastadv::kFoldChannels;
+  const int64_t taps = kernel[0] * kernel[1], last = args.outputs % kMost;
+  check_packed(weights, args, args.channels,
+               args.outputs / kMost * panels(taps * kMost) + panels(taps * last));
+  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                             {n, args.rows, args.columns, args.outputs});
+  args.mask = check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte,
+                                           {n, args.rows, args.columns, bytes});
+  fastadv::run_fold(args, parallel);
+}
+
+// y and `taken` of x, or of y, the gradient of the output, that of x.
+fastadv::PoolArgs pool_of(const Tensor& image, const Tensor& pooled, const Tensor& taken,
+                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                          const std::vector<int64_t>& padding) {
+  STD_TORCH_CHECK(image.dim() == 4 && pooled.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2,
+                  "`kernel`, `stride` and `padding` must be two numbers each");
+  const int64_t n = image.size(0), channels = image.size(3);
+  STD_TORCH_CHECK(channels > 0, "`x` and `y` must have channels");
+  fastadv::PoolArgs args{};
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t in = image.size(1 + axis), out = pooled.size(1 + axis);
+    STD_TORCH_CHECK(kernel[axis] > 0 && kernel[axis] <= fastadv::kPoolTaps && padding[axis] >= 0 &&
+                        padding[axis] < kernel[axis] && stride[axis] > 0 &&
+                        stride[axis] < int64_t(1) << 31,
+                    "`kernel` must have 1 to 256 taps, `stride` be positive, and `padding` less "
+                    "than the kernel");
+    STD_TORCH_CHECK(
+        out > 0 && out < int64_t(1) << 31 && (out - 1) * stride[axis] - padding[axis] < in,
+        "`x` and `y` must have sizes with a pixel under each window");
+    args.kernel[axis] = kernel[axis], args.stride[axis] = stride[axis];
+    args.padding[axis] = padding[axis];
+  }
+  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kPoolTaps, "`kernel` must have 1 to 256 taps");
+  check(image, "x", ScalarType::Float, {n, image.size(1), image.size(2), channels});
+  check(pooled, "y", ScalarType::Float, {n, pooled.size(1), pooled.size(2), channels});
+  check(taken, "taken", ScalarType::Byte,
+        {n, pooled.size(1), pooled.size(2), panels(channels) * fastadv::kPanel});
+  args.samples = n, args.outputs = channels;
+  args.taken = static_cast<uint8_t*>(taken.mutable_data_ptr());
+  return args;
+}
+
+void max_pool(Tensor y, Tensor taken, Tensor x, std::vector<int64_t> kernel,
+              std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  fastadv::PoolArgs args = pool_of(x, y, taken, kernel, stride, padding);
+  args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.height = x.size(1), args.width = x.size(2), args.rows = y.size(1), args.columns = y.size(2);
+  fastadv::run_max_pool(args, false, parallel);
+}
+
+void max_pool_gradient(Tensor y, Tensor x, Tensor taken, std::optional<Tensor> residual,
+                       std::optional<Tensor> mask, std::vector<int64_t> kernel,
+                       std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  fastadv::PoolArgs args = pool_of(y, x, taken, kernel, stride, padding);
+  args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.height = x.size(1), args.width = x.size(2), args.rows = y.size(1), args.columns = y.size(2);
+  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                             {args.samples, args.rows, args.columns, args.outputs});
+  args.mask = check_or_null<const uint8_t>(
+      mask, "mask", ScalarType::Byte,
+      {args.samples, args.rows, args.columns, sign_bytes(args.outputs)});
+  fastadv::run_max_pool(args, true, parallel);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
+  m.impl("winograd_", TORCH_BOX(&winograd));
+  m.impl("winograd_weights_", TORCH_BOX(&winograd_weights));
+  m.impl("direct_", TORCH_BOX(&direct));
+  m.impl("fold_", TORCH_BOX(&fold));
+  m.impl("max_pool_", TORCH_BOX(&max_pool));
+  m.impl("max_pool_gradient_", TORCH_BOX(&max_pool_gradient));
+}
