@@ -78,7 +78,7 @@ def test_no_kernel_spills_and_all_fit(table):
         assert int(row["shared_bytes"]) <= machine_code.SHARED_LIMIT[ARCHES[arch]], (name, arch)
 
 
-@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
 def test_single_pass_steps_move_four_elements_an_element(table, dtype, arch):
     """12 B read and 4 B written in float32, in 128-bit accesses."""
