@@ -23,6 +23,10 @@ SOME = [
     ("dense.bf16.784-512-512-10.linf.32", 80), ("dense.bf16.784-512-512-10.linf.32", 90),
     ("dense.fp32.784-256-256-10.linf.32", 80),
 ]  # fmt: skip
+SPILLS = {  # accesses to local memory with Triton 3.7.1; 3.9.0 has none
+    ("dense.bf16.784-512-512-10.linf.32", 100): 10,
+    ("dense.fp32.784-256-256-10.linf.32", 100): 4,
+}
 INSTRUCTION = {80: "HMMA", 90: "HMMA", 100: "HMMA"}
 
 
@@ -54,7 +58,7 @@ def test_no_spills_and_tensor_cores(name: str, arch: int) -> None:
 def test_every_tile(name: str, arch: int) -> None:
     if name == WIDE and arch != 90:
         pytest.skip("no chip of this architecture takes it")
-    assert_promises(TABLE[name], arch)
+    assert_promises(TABLE[name], arch, SPILLS.get((name, arch), 0))
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ class Compiled(Steady):
         self._held = 0  # attacks under way, for which the copies are as they should be
         self._replays = Replays(module, self._copies, graph)
         self._static_batch = False
+        self._reshaped = False  # whether views of the model's own need another layout
         self._print = print_report
         # An outer torch.compile breaks its graph here. Not a decorator: it imports Dynamo, 1.5 s.
         self.forward = torch.compiler.disable(self._serve)  # type: ignore[no-untyped-call]
@@ -194,7 +195,7 @@ class Compiled(Steady):
         key = self._key(x)
         variant = self._variants.get(key)
         if variant is not None:
-            with limits():
+            with limits(self._reshaped):
                 y = variant(self.module, self._given(x))
             self._sure[_without_layout(key)] = True
             return y
@@ -204,7 +205,11 @@ class Compiled(Steady):
             if self._static_batch:
                 raise
             self._static_batch = True
-            return self._run(x)
+        except torch._dynamo.exc.TorchRuntimeError as error:
+            if self._reshaped or "Cannot view" not in str(error):
+                raise
+            self._reshaped = True
+        return self._run(x)
 
     def _key(
         self, x: Tensor, size: int | None = None, grad: tuple[bool, bool, bool] | None = None
@@ -236,7 +241,7 @@ class Compiled(Steady):
         compiler, cast = self._compiler(x), inductor.serves(x) and self._copies.bfloat16
         rows = is_gray(x) and not inductor.serves(x)
         variant: Callable[..., Any] = torch.compile(fresh_run(cast, rows), backend=compiler)
-        with limits():
+        with limits(self._reshaped):
             y = variant(self.module, self._given(x))
         self._variants[key] = variant
         self._compilers[_without_layout(key)] = compiler

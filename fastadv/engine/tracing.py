@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +36,12 @@ def fresh_run(bfloat16: bool = False, rows: bool = False) -> Callable[[nn.Module
 
 
 @contextmanager
-def limits() -> Iterator[None]:
-    """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence."""
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet, Reshaped():
+def limits(reshaped: bool = False) -> Iterator[None]:
+    """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence.
+
+    reshaped: for a model whose own views would raise, and only for it: Dynamo follows such a mode
+    into functions that it would leave to Python.
+    """
+    views = Reshaped() if reshaped else nullcontext()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet, views:
         yield

@@ -18,9 +18,16 @@ FILES = sorted(map(str, Path(__file__).parent.glob("interpret_*.py")))
 
 def test_interpreted() -> None:
     """All in one process, since its imports take 5 s."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "interpreted"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "pytest", *options, *FILES],
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
