@@ -14,7 +14,7 @@ from fastadv._checks import text
 from fastadv.reference import compute_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MOST = 2**31 - 2**16  # elements of a sample: indices within one, and a tile more, are int32
+MOST = 2**31 - 2**24  # elements of a sample: indices within one, and a part more, are int32
 
 
 def shape(t: Tensor) -> str:

@@ -18,6 +18,7 @@ from fastadv.kernels.dense_plan import Device, Stack, Tile
 
 BALLS = ("linf", "l2", "l1")
 HEADS = 5
+LEAST_SHARED = 99 << 10  # the smallest tiles': Ampere's and later
 LEAKS = {"none": 1.0, "relu": 0.0}  # leaky_relu has its own
 
 
@@ -37,6 +38,12 @@ def why_not(
             "its products are of float32 numbers, and TF32 is not allowed "
             "(torch.backends.cuda.matmul.fp32_precision = 'tf32')"
         )
+    if torch.cuda.is_available() and not torch.version.hip:
+        found: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+        if found.shared_memory_per_block_optin < LEAST_SHARED:
+            return (
+                f"a program needs {LEAST_SHARED} bytes of shared memory, more than the device has"
+            )
     return dense_plan.why_not(tuple(sizes), 2 if bfloat16 else 4)
 
 

@@ -75,11 +75,9 @@ def why_not(sizes: tuple[int, ...], itemsize: int) -> str | None:
 
 def tile_for(sizes: tuple[int, ...], itemsize: int, samples: int, device: Device) -> Tile:
     """The largest that keeps all processors busy: a program reads all weights once a step."""
-    found = [
-        tile
-        for tile in TILES[itemsize, 256 if max(sizes[1::2]) <= 256 else 512]
-        if tile.shared <= device.shared and (tile.rows < 64 or _takes_64(sizes, device))
-    ]
+    tiles = TILES[itemsize, 256 if max(sizes[1::2]) <= 256 else 512]
+    fitting = [tile for tile in tiles if tile.shared <= device.shared]
+    found = [t for t in fitting if t.rows < 64 or _takes_64(sizes, device)] or [tiles[-1]]
     return next((t for t in found if samples >= t.rows * device.processors), found[-1])
 
 

@@ -156,7 +156,7 @@ void run_direct(DirectArgs args, ParallelFor parallel) {
 // bands multiply the rows between them twice; few large samples are cut nevertheless, for the
 // threads. No choice changes a result's bits.
 void run_fold(DirectArgs args, ParallelFor parallel) {
-  if (args.samples * args.rows * args.columns * args.height * args.width <= 0) return;
+  if (args.samples * args.rows * args.columns <= 0) return;
   const int64_t channels = std::min(args.outputs, kFoldChannels);
   const int64_t blocks = (args.outputs + kFoldChannels - 1) / kFoldChannels;
   const int64_t row = 4 * args.width * (args.kernel[0] * args.kernel[1] * channels + kPanel);

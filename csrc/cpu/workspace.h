@@ -20,8 +20,9 @@ class Workspace {
     constexpr int64_t kHugePage = 2 << 20;
     if (floats * 4 <= bytes_) return data_;
     release();
-    bytes_ = (floats * 4 + kHugePage - 1) / kHugePage * kHugePage;
-    data_ = static_cast<float*>(::operator new(bytes_, std::align_val_t(kHugePage)));
+    const int64_t bytes = (floats * 4 + kHugePage - 1) / kHugePage * kHugePage;
+    data_ = static_cast<float*>(::operator new(bytes, std::align_val_t(kHugePage)));
+    bytes_ = bytes;
 #if defined(__linux__)
     madvise(data_, bytes_, MADV_HUGEPAGE);  // 36 streams are more than a small TLB follows
 #endif

@@ -33,6 +33,7 @@ struct Cuda {
   }
   static void universal(Norm norm, DType dtype, const fastadv::UniversalArgs& args,
                         const Tensor& data) {
+    if (args.size == 0) return;
     const Place place(data);
     const int64_t bytes[] = {fastadv::cuda::universal_workspace(dtype, args.samples, args.size)};
     const Tensor workspace = torch::stable::new_empty(data, {bytes, 1}, ScalarType::Byte);

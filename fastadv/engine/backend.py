@@ -16,7 +16,9 @@ from torch._functorch.partitioners import default_partition
 from fastadv.engine.graph import source_of
 from fastadv.engine.halves import Halves, joined
 from fastadv.engine.report import Row
+from fastadv.engine.reshaped import writes_on_copies
 from fastadv.engine.rewrite import rewrite
+from fastadv.engine.tracing import is_run
 from fastadv.engine.weights import FUNCTIONS, Weights
 from fastadv.engine.worth import saving
 
@@ -32,13 +34,15 @@ class Compiler:
         self.graphs = 0
         self.saving = 0.0  # seconds, for the batch that was traced
         self._halves: Halves | None = None
+        self.writes_on_copies = False  # where a view became one, if views were reshaped
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
+        self.writes_on_copies |= writes_on_copies(graph.graph)
         sources = [self._name(n) for n in graph.graph.nodes if n.op == "placeholder"]
         rewritten: list[bool] = []
         runners: list[tuple[_Runner, fx.Graph]] = []
-        simple = _has_no_side_effects()
+        simple = _is_whole_model()
 
         def partition(joint: fx.GraphModule, args: Any, **options: Any) -> Any:
             self._rewrite(joint, sources)
@@ -100,9 +104,14 @@ def _mark_weights(graph: fx.Graph, sources: list[str | None]) -> None:
             node.meta["source"] = source
 
 
-def _has_no_side_effects() -> bool:
-    """Whether the code that Dynamo compiles now changes nothing that was there before."""
-    effects = InstructionTranslator.current_tx().output.side_effects
+def _is_whole_model() -> bool:
+    """Whether what Dynamo compiles now is all that the model does: no part of it runs in Python,
+    before the graph or after it, and nothing that was there before is changed."""
+    frame = InstructionTranslator.current_tx()
+    reason = frame.output.compile_subgraph_reason
+    if not is_run(frame.f_code) or reason is None or reason.graph_break:
+        return False
+    effects = frame.output.side_effects
     changed = [
         thing for thing in effects.id_to_variable.values()
         if not isinstance(thing.mutation_type, (AttributeMutationNew, ValueMutationNew))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from threading import RLock
+from threading import RLock, local
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from fastadv.engine.formats import (
     is_gray,
     is_image,
 )
+from fastadv.engine.halves import Halves, autocasts, has_hooks
 from fastadv.engine.loans import Lend, alias, detached
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
@@ -67,13 +68,16 @@ class Compiled(Steady):
         self._bypass = worth.why_bypass(module, precision)
         self._compilers: dict[Hashable, Compiler | inductor.Inductor] = {}  # of the variants
         self._sure: dict[Hashable, bool] = {}  # whether a variant's guards held in this attack
+        self._agreed: dict[Hashable, bool] = {}  # whether a variant's halves are the model
+        self._mine = local()  # how often this thread is inside `held`
         self._plain: set[Hashable] = set()  # the variants that save less than a call costs
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
         self._replays = Replays(module, self._copies, graph)
         self._static_batch = False
-        self._reshaped = False  # whether views of the model's own need another layout
+        self._reshaped = False  # whether views of the model's own need another layout,
+        self._contiguous = False  # and whether it writes on them: then images stay as they are
         self._print = print_report
         # An outer torch.compile breaks its graph here. Not a decorator: it imports Dynamo, 1.5 s.
         self.forward = torch.compiler.disable(self._serve)  # type: ignore[no-untyped-call]
@@ -111,18 +115,22 @@ class Compiled(Steady):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The weights stay as they are: what is computed from them alone is computed once."""
+        """The weights stay as they are: what is computed from them alone is computed once, and once
+        more where another thread enters, which may have changed them."""
+        mine = getattr(self._mine, "depth", 0)
         with self._lock:
-            if not self._held:
+            if not self._held and any(map(inductor.serves, self.module.parameters())):
+                self._replays.wait()
+                self._copies.refresh()
+            if not mine:
                 self._weights.held = {}
                 self._sure.clear()
-                if any(map(inductor.serves, self.module.parameters())):
-                    self._replays.wait()
-                    self._copies.refresh()
             self._held += 1
+        self._mine.depth = mine + 1
         try:
             yield
         finally:
+            self._mine.depth = mine
             with self._lock:
                 self._held -= 1
                 if not self._held:
@@ -135,16 +143,32 @@ class Compiled(Steady):
         None: no forward with gradient of N * rows samples was seen yet, by which Dynamo looks
         whether the graph still fits (`probe` makes one), or the model is no such graph.
         """
-        if not self._held or not x.is_floating_point() or x.requires_grad or not len(x):
+        usable = x.is_floating_point() and not x.requires_grad and len(x)
+        if not self._held or not usable or has_hooks(self) or autocasts():
             return None
         with self._lock, torch.no_grad():
             key = _without_layout(self._key(x, len(x) * rows, (True, True, False)))
             if key not in self._sure and probe:
                 self._sure[key] = False
-                with torch.enable_grad():
-                    self._serve(x.repeat_interleave(rows, 0).requires_grad_())
+                self._with_gradient(x.repeat_interleave(rows, 0))
             halves = self._compilers[key].halves if self._sure.get(key) else None
-            return None if halves is None else halves.vjp(self.module, x)
+            if halves is None or not self._agree(halves, key, x, rows):
+                return None
+            return halves.vjp(self.module, x)
+
+    def _with_gradient(self, x: Tensor) -> Any:
+        with torch.enable_grad():
+            return self._serve(x.detach().requires_grad_())
+
+    def _agree(self, halves: Halves, key: Key, x: Tensor, rows: int) -> bool:
+        """Whether the halves give what the model gives, looked at once for a size: a forward that
+        says another thing of a batch of N than of N * R, or mixes its samples, is found here."""
+        case = key, len(x), rows
+        if case not in self._agreed:
+            with torch.random.fork_rng(devices=[]):
+                y = self._with_gradient(x)
+                self._agreed[case] = isinstance(y, Tensor) and halves.fit(self.module, x, y, rows)
+        return self._agreed[case]
 
     def _read_graph(self, x: Tensor) -> Layers | str:
         from fastadv.engine.dense_graph import GraphReader
@@ -171,7 +195,8 @@ class Compiled(Steady):
         with detached(self.module, alias if plain else self._lender(x)):
             if plain:
                 return self.module(x)
-            y = self._run(ChannelsLast.apply(x) if is_image(x) else x)  # type: ignore[no-untyped-call]
+            turned = is_image(x) and not self._contiguous
+            y = self._run(ChannelsLast.apply(x) if turned else x)  # type: ignore[no-untyped-call]
             return in_format_of(x, in_dtype_of(x, y) if inductor.serves(x) else y)
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -224,8 +249,10 @@ class Compiled(Steady):
         return x.stride()[1:], number, tuple(x.shape[1:]), x.dtype, x.device, modes, cast, grad
 
     def _given(self, x: Tensor) -> Tensor:
-        rows = is_gray(x) and not inductor.serves(x)
-        return self._marked(x.permute(0, 2, 3, 1) if rows else x)
+        return self._marked(x.permute(0, 2, 3, 1) if self._takes_rows(x) else x)
+
+    def _takes_rows(self, x: Tensor) -> bool:
+        return is_gray(x) and not inductor.serves(x) and not self._contiguous
 
     def _marked(self, x: Tensor) -> Tensor:
         """x, of which only the batch's size may differ in a variant."""
@@ -239,10 +266,13 @@ class Compiled(Steady):
 
     def _compile(self, key: Key, x: Tensor) -> Any:
         compiler, cast = self._compiler(x), inductor.serves(x) and self._copies.bfloat16
-        rows = is_gray(x) and not inductor.serves(x)
-        variant: Callable[..., Any] = torch.compile(fresh_run(cast, rows), backend=compiler)
+        run = fresh_run(cast, self._takes_rows(x))
+        variant: Callable[..., Any] = torch.compile(run, backend=compiler)
         with limits(self._reshaped):
             y = variant(self.module, self._given(x))
+        if self._reshaped and compiler.writes_on_copies:
+            self._reshaped, self._contiguous = False, True
+            return self._run(x.contiguous())
         self._variants[key] = variant
         self._compilers[_without_layout(key)] = compiler
         self._sure[_without_layout(key)] = True

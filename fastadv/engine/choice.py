@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from fastadv.engine.graph import CONVOLUTION_BACKWARD, is_channels_last, is_weight, value
+from fastadv.engine.graph import CONVOLUTION_BACKWARD, is_bias, is_channels_last, is_weight, value
 from fastadv.engine.reference_direct import Geometry
 
 WINOGRAD, DIRECT, FOLD = "winograd F(4x4,3x3)", "direct", "fold"
@@ -69,6 +69,9 @@ def _no_kernel_of_ours(conv: fx.Node) -> str | None:
         return "is transposed" if transposed else f"has {groups} groups"
     if not is_weight(weight) or not (backward or "norm" in conv.meta or is_weight(conv.args[2])):
         return "its weights are computed"
+    bias = None if backward or "norm" in conv.meta else value(conv.args[2])
+    if bias is not None and not is_bias(bias, value(weight).shape[0]):
+        return "its bias is not one contiguous number an output"
     if not all(is_channels_last(image) for image in _images(conv)):
         return "its images are not float32 and channels last"
     return None

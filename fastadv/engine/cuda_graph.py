@@ -3,6 +3,7 @@ so that the rest runs on the CPU against a stand-in (tests/fake_graph.py)."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -59,11 +60,11 @@ class CudaGraphs:
     def rehearse(self, run: Run, watched: bool) -> None:
         before = torch.cuda.get_sync_debug_mode()
         with self._aside():
-            torch.cuda.set_sync_debug_mode("error" if watched else before)
+            _watch("error" if watched else before)
             try:
                 run()
             finally:
-                torch.cuda.set_sync_debug_mode(before)
+                _watch(before)
 
     def capture(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
@@ -102,3 +103,10 @@ class CudaGraphs:
 
 # Those of a device type; the tests put a stand-in for the CPU here.
 GRAPHS: dict[str, Callable[[torch.device], Graphs]] = {"cuda": CudaGraphs}
+
+
+def _watch(mode: int | str) -> None:
+    """torch's watch for waits, of the whole process; it says of itself, once, that it is young."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Ss]ynchronization debug mode")
+        torch.cuda.set_sync_debug_mode(mode)

@@ -42,6 +42,11 @@ def is_weight(node: object) -> bool:
     return node is None or (isinstance(node, fx.Node) and "source" in node.meta)
 
 
+def is_bias(bias: Tensor, outputs: int) -> bool:
+    """As the kernels read it."""
+    return bias.shape == (outputs,) and bias.is_contiguous() and bias.dtype == torch.float32
+
+
 def is_channels_last(t: object) -> bool:
     """A float32 image batch on the CPU, channels last, of known size but for the batch."""
     return (

@@ -19,6 +19,7 @@ from fastadv.engine.formats import is_gray, is_image
 from fastadv.model import Pull
 
 _PART = re.compile(r"_(modules|parameters|buffers)\['([^']+)'\]")
+_PLACE = re.compile(rf"L\['module'\](?:\.{_PART.pattern})+")  # of a registered weight
 _X, _SIZE = "x", "size"
 
 
@@ -61,6 +62,19 @@ class Halves:
         logits: Tensor = outputs[0]
         return logits, pull
 
+    def fit(self, module: nn.Module, x: Tensor, y: Tensor, rows: int) -> bool:
+        """Whether the logits are y, and `rows` tangents at once give what one by one do."""
+        logits, pull = self.vjp(module, x)
+        if logits.dim() != 2 or not _near(logits, y):
+            return False
+        if rows == 1 or self.size is None:
+            return rows == 1
+        tangents = torch.randn(len(x), rows, logits.shape[1], generator=torch.Generator())
+        tangents = tangents.to(logits)
+        together = pull(tangents.flatten(0, 1)).view(len(x), rows, -1)
+        apart = torch.stack([pull(one).flatten(1) for one in tangents.unbind(1)], 1)
+        return _near(together, apart)
+
     def _input(self, module: nn.Module, source: str, x: Tensor) -> Any:
         if source == _SIZE:
             return len(x)
@@ -75,6 +89,30 @@ class Halves:
         kept = outputs[one.output]
         rows = len(tangents) // n
         return kept.repeat_interleave(rows, 0) if one.batched and rows > 1 else kept
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its forward."""
+    hooks = torch.nn.modules.module
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        or module._backward_pre_hooks or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )  # fmt: skip
+
+
+def autocasts() -> bool:
+    """Whether autocast is on: it would cast inside a graph that was captured with its casts."""
+    return bool(torch._C._is_any_autocast_enabled())
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for roundings of float32."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    error, size = (found - expected).norm(), expected.norm()
+    return bool(error <= 1e-4 * size)
 
 
 def weight_at(module: nn.Module, source: str) -> Tensor:
@@ -94,6 +132,8 @@ def joined(
 ) -> Halves | None:
     """The halves of a gradient by x alone; None where they are not as simple as that."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != len(sources):
+        return None
     kinds = [_kind(node, source) for node, source in zip(inputs, sources, strict=True)]
     if kinds.count(_X) != 1 or None in kinds:
         return None
@@ -116,7 +156,7 @@ def joined(
 
 def _kind(node: fx.Node, source: str | None) -> str | None:
     if source is not None:
-        return source
+        return source if _PLACE.fullmatch(source) else None
     val = node.meta.get("val")
     if isinstance(val, Tensor):
         return _X

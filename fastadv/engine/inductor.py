@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from fastadv.engine.graph import source_of
 from fastadv.engine.report import Row
+from fastadv.engine.reshaped import writes_on_copies
 from fastadv.engine.rewrite import layer_of
 
 SERVES = {"cuda"}  # the device types
@@ -44,9 +45,11 @@ class Inductor:
         self.graphs = 0
         self.saving = math.inf  # a call costs less than the kernels that it fuses
         self.halves = None  # its graphs are called as torch.compile calls them
+        self.writes_on_copies = False
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.graphs += 1
+        self.writes_on_copies |= writes_on_copies(graph.graph)
         self.rows += self._rows(graph.graph)
         # A donated buffer would be the backward's to write to: graphs may be kept, and run again.
         # AOTAutograd's cache forgets about it; inductor's own, of kernels, stays on.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fastadv.engine import calls
-from fastadv.engine.graph import aten, insert, is_weight, value
+from fastadv.engine.graph import aten, insert, is_bias, is_weight, value
 
 _ADDMM, _MM, _BMM = aten.addmm.default, aten.mm.default, aten.bmm.default
 _FEWEST = 16  # numbers on a side, of which registers are full
@@ -58,8 +58,10 @@ def _why_not(node: fx.Node, x: Any, bias: Any, weight: fx.Node) -> str | None:
     given, w = value(x), value(weight)
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (given, w)):
         return "its numbers are not float32, on the CPU"
-    if node.kwargs or not is_weight(bias) or (bias is not None and value(bias).dim() != 1):
+    if node.kwargs or not is_weight(bias):
         return "its bias is computed"
+    if bias is not None and not is_bias(value(bias), w.shape[0]):
+        return "its bias is not one contiguous number an output"
     return "it is too small" if min(w.shape) < _FEWEST else None
 
 

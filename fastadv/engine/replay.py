@@ -102,8 +102,8 @@ class Replays:
     def _run(self, program: Program, problem: Problem, what: Key) -> Tensor:
         """From the program's start to the attack's last iterate. Under a stop, batches of half as
         many samples go on with those that are left, as soon as they hold them."""
-        result, index = torch.empty_like(program.x_adv), torch.arange(len(problem.x))
-        index = index.to(result.device)
+        result = torch.empty_like(program.x_adv)
+        index = torch.arange(len(problem.x), device=result.device)
         for k in range(program.attack.steps):
             if program.attack.stop and k and k % OTHERS_EVERY == 0:
                 left = len(index) - int(program.done.sum())
@@ -165,7 +165,8 @@ class Replays:
         finally:
             graphs.set_random_state(random)
             for name, buffer in self._module.named_buffers():
-                buffer.copy_(saved[name])
+                if name in saved:  # not of those that this forward has made
+                    buffer.copy_(saved[name])
         return program
 
     def _due(self, what: Key) -> bool:
@@ -188,7 +189,11 @@ class Replays:
     def _where(self) -> Key:
         """The memory that a captured step reads the model from."""
         tensors = (*self._module.parameters(), *self._module.buffers())
-        return *(t.data_ptr() for t in tensors), *self._copies.pointers
+        modules = (
+            (id(m), len(m._forward_hooks), len(m._forward_pre_hooks))
+            for m in self._module.modules()
+        )
+        return *modules, *(t.data_ptr() for t in tensors), *self._copies.pointers
 
     def _on(self, device: torch.device) -> Graphs:
         if device not in self._graphs:
@@ -231,7 +236,6 @@ def _settings() -> Key:
         cuda.matmul.fp32_precision,
         cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         torch.backends.fp32_precision,  # type: ignore[attr-defined]
-        torch.get_float32_matmul_precision(),
         cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import CodeType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fastadv.engine.loans import quiet
 from fastadv.engine.reshaped import Reshaped
 
 _numbers = itertools.count()
+_NAME = "fastadv_run_"
 
 
 def fresh_run(bfloat16: bool = False, rows: bool = False) -> Callable[[nn.Module, Tensor], Any]:
@@ -31,8 +33,13 @@ def fresh_run(bfloat16: bool = False, rows: bool = False) -> Callable[[nn.Module
             return module(x)
 
     chosen = cast if bfloat16 else run
-    chosen.__code__ = chosen.__code__.replace(co_name=f"fastadv_run_{next(_numbers)}")
+    chosen.__code__ = chosen.__code__.replace(co_name=f"{_NAME}{next(_numbers)}")
     return chosen
+
+
+def is_run(code: CodeType) -> bool:
+    """Whether that is the code of such a function, and not of a part that Dynamo cut off."""
+    return code.co_name.startswith(_NAME)
 
 
 @contextmanager

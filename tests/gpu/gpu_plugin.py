@@ -36,7 +36,7 @@ def _same_bits() -> Iterator[None]:
     """float32 is float32, and a convolution gives the same bits twice."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+    with torch.backends.cudnn.flags(True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
     torch.set_float32_matmul_precision(before)
 

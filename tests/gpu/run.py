@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Result:
 
 def backends() -> dict[str, str]:
     """Which there are, and why the others are not: "" is that it is there."""
-    triton = _version("triton")
+    triton = find_spec("triton") is not None
     build = _build_info.read()
     cuda = build.path("_C_cuda")
     return {
@@ -64,6 +65,7 @@ def run(backend: str, pytest_options: Sequence[str]) -> list[Result]:
             "PYTHONPATH": os.pathsep.join(paths),
         }
         command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_plugin", "-p", "no:xdist"]
+        command += ["-o", "filterwarnings=default"]  # torch has notices of its own about a device
         command += [*pytest_options, *map(str, CHECKS)]
         done = subprocess.run(command, cwd=ROOT, env=environment)
         said = lines.read_text().splitlines() if lines.exists() else []
