@@ -74,7 +74,7 @@ class Compiled(Steady):
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
-        self._replays = Replays(module, self._copies, graph)
+        self._replays = Replays(module, self._copies, graph, self._lock)
         self._static_batch = False
         self._reshaped = False  # whether views of the model's own need another layout,
         self._contiguous = False  # and whether it writes on them: then images stay as they are

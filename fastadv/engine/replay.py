@@ -42,14 +42,16 @@ Key = tuple[Hashable, ...]
 class Replays:
     """The captured steps of one model; `notes` says what became of the last attack."""
 
-    def __init__(self, module: nn.Module, copies: Copies, wanted: bool | None) -> None:
+    def __init__(
+        self, module: nn.Module, copies: Copies, wanted: bool | None, lock: RLock
+    ) -> None:  # lock: the model's, so that two threads never wait for each other's
         self.wanted = wanted
         self.notes: list[str] = []
         self._module, self._copies = module, copies
         self._programs: OrderedDict[Key, Program] = OrderedDict()
         self._graphs: dict[torch.device, Graphs] = {}
         self._refused: dict[Key, str] = {}
-        self._lock = RLock()
+        self._lock = lock
         self._met: dict[Key, set[Hashable]] = {}  # the sizes of batches
 
     def wait(self) -> None:
