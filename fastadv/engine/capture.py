@@ -232,6 +232,7 @@ class Compiled(Steady):
             self._static_batch = True
         except torch._dynamo.exc.TorchRuntimeError as error:
             if self._reshaped or "Cannot view" not in str(error):
+                self.module(x)  # the model's own error, in place of Dynamo's page, where it has one
                 raise
             self._reshaped = True
         return self._run(x)

@@ -188,6 +188,12 @@ def test_train_mode_norms_are_right_and_their_statistics_untouched() -> None:
     assert float(per_sample_error(grad, gradient(exact, x.double(), y)[1]).max()) <= 1e-5
 
 
+def test_a_wrong_shape_is_the_models_own_error() -> None:
+    fast = fa.compile(nn.Sequential(nn.Conv2d(3, 32, 3), nn.Flatten()))
+    with pytest.raises(RuntimeError, match=r"^Given groups=1, weight of size"):
+        fast(torch.rand(2, 1, 8, 8))
+
+
 @pytest.mark.parametrize("bad", ["model", "precision", "x"])
 def test_errors(bad: str) -> None:
     if bad == "model":
