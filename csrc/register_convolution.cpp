@@ -20,43 +20,52 @@ bool check_transformed(const Tensor& weights, int64_t outputs, int64_t channels)
   return true;
 }
 
+// Raises unless these are the sizes of a convolution's x and y, or of its gradients.
+fastadv::WinogradArgs winograd_of(const Tensor& x, const Tensor& y, int64_t padding, int64_t form) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+  STD_TORCH_CHECK(form >= fastadv::kPlain && form <= fastadv::kStridedGradient,
+                  "`form` must be 0, 1 or 2, got ", form);
+  const bool strided = form != fastadv::kPlain;
+  STD_TORCH_CHECK(padding >= 0 && padding <= 2 && (!strided || padding == 1),
+                  "`padding` must be 0, 1 or 2, and with a stride 1, got ", padding);
+  fastadv::WinogradArgs args{};
+  args.samples = x.size(0), args.height = x.size(1), args.width = x.size(2);
+  args.channels = x.size(3), args.rows = y.size(1), args.columns = y.size(2);
+  args.outputs = y.size(3), args.padding = padding, args.form = fastadv::WinogradForm(form);
+  STD_TORCH_CHECK(args.channels > 0 && args.outputs > 0, "`x` and `y` must have channels");
+  const auto pixels = [&](int64_t in, int64_t out) {
+    if (form == fastadv::kPlain) return in > 0 && out > 0 && out == in + 2 * padding - 2;
+    if (form == fastadv::kStrided) return in > 0 && out == (in + 1) / 2;
+    return out > 0 && in == (out + 1) / 2;
+  };
+  STD_TORCH_CHECK(pixels(args.height, args.rows) && pixels(args.width, args.columns),
+                  "`y` must have the pixels of a 3x3 convolution of `x`, or of its gradient");
+  check(x, "x", ScalarType::Float, {args.samples, args.height, args.width, args.channels});
+  check(y, "y", ScalarType::Float, {args.samples, args.rows, args.columns, args.outputs});
+  return args;
+}
+
 void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
               std::optional<Tensor> bias, std::optional<Tensor> residual,
-              std::optional<Tensor> mask, int64_t padding, bool relu) {
-  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
-  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "`padding` must be 0, 1 or 2, got ", padding);
-  const int64_t n = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
-  const int64_t rows = height + 2 * padding - 2, columns = width + 2 * padding - 2;
-  const int64_t outputs = y.size(3), bytes = sign_bytes(outputs);
-  STD_TORCH_CHECK(rows > 0 && columns > 0 && channels > 0 && outputs > 0,
-                  "`x` must have channels, and pixels for a 3x3 convolution");
-  check(x, "x", ScalarType::Float, {n, height, width, channels});
-  check(y, "y", ScalarType::Float, {n, rows, columns, outputs});
-  const bool bfloat16 = check_transformed(weights, outputs, channels);
-  const fastadv::WinogradArgs args{
-      floats(x),
-      floats(weights),
-      check_or_null<const float>(bias, "bias", ScalarType::Float, {outputs}),
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {n, rows, columns, outputs}),
-      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, rows, columns, bytes}),
-      static_cast<float*>(y.mutable_data_ptr()),
-      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, rows, columns, bytes}),
-      n,
-      height,
-      width,
-      channels,
-      outputs,
-      padding,
-      relu,
-      bfloat16,
-      0,
-      0,
-  };
+              std::optional<Tensor> mask, int64_t padding, int64_t form, bool relu) {
+  fastadv::WinogradArgs args = winograd_of(x, y, padding, form);
+  const int64_t n = args.samples, rows = args.rows, columns = args.columns;
+  const int64_t bytes = sign_bytes(args.outputs);
+  args.bfloat16 = check_transformed(weights, args.outputs, args.channels);
+  args.relu = relu;
+  args.x = floats(x), args.weights = floats(weights);
+  args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
+  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                             {n, rows, columns, args.outputs});
+  args.mask =
+      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, rows, columns, bytes});
+  args.signs = check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, rows, columns, bytes});
   fastadv::run_winograd(args, parallel);
 }
 
-void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale, bool gradient) {
+void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale, bool gradient,
+                      bool strided) {
   STD_TORCH_CHECK(weight.dim() == 4, "`weight` must be (K, C, 3, 3)");
   const int64_t out = weight.size(0), in = weight.size(1);
   check(weight, "weight", ScalarType::Float, {out, in, 3, 3});
@@ -68,6 +77,7 @@ void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale
       out,
       in,
       gradient,
+      strided,
       bfloat16,
   };
   fastadv::run_winograd_weights(args, parallel);

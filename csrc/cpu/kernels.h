@@ -22,8 +22,10 @@ using DigestKernel = void (*)(const DigestArgs&, int64_t begin, int64_t end);  /
 
 using UniformKernel = void (*)(const UniformArgs&, int64_t begin, int64_t end);  // samples
 
-// A 3x3 convolution of stride 1 as Winograd's F(4x4,3x3), channels last; its input's gradient is
-// the same convolution of the output's gradient, with the weights turned round.
+// A 3x3 convolution by Winograd's transforms, channels last, or its gradient by its input (then x
+// is the gradient of the output, y that of the input, and the weights are turned round): without a
+// stride that is a convolution too, with stride 2 a form of its own.
+enum WinogradForm { kPlain, kStrided, kStridedGradient };
 struct WinogradArgs {
   const float* x;         // (samples, height, width, channels)
   const float* weights;   // (36, panels of the outputs, channels, kPanel): the transformed weights;
@@ -31,12 +33,14 @@ struct WinogradArgs {
   const float* bias;      // (outputs) or null
   const float* residual;  // like y, added before the ReLU and the mask; or null
   const uint8_t* mask;    // bits like `signs`: y is zero where they are zero; or null
-  float* y;               // (samples, height + 2 * padding - 2, width + 2 * padding - 2, outputs)
+  float* y;               // (samples, rows, columns, outputs)
   uint8_t* signs;  // a bit an output of the ReLU, !(value <= 0), kPanel / 8 bytes a panel; or null
-  int64_t samples, height, width, channels, outputs, padding;
+  int64_t samples, height, width, channels, rows, columns, outputs;
+  int64_t padding;  // of the convolution; with stride 2 it is 1
+  WinogradForm form;
   bool relu;
   bool bfloat16;   // the products, not the sums: multiplies_bfloat16()
-  int64_t tiles;   // of 4x4 outputs, transformed together
+  int64_t tiles;   // of 4x4 outputs (of a strided gradient 8x8), transformed together
   int64_t panels;  // of outputs, multiplied together
 };
 using WinogradKernel = void (*)(const WinogradArgs&, int64_t begin, int64_t end);  // tasks
@@ -48,6 +52,7 @@ struct WinogradWeightsArgs {
   float* weights;       // as WinogradArgs has them
   int64_t out, in;
   bool gradient;  // of the convolution's gradient by its input
+  bool strided;   // for the forms of stride 2
   bool bfloat16;
 };
 using WinogradWeightsKernel = void (*)(const WinogradWeightsArgs&, int64_t begin, int64_t end);

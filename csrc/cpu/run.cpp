@@ -108,15 +108,16 @@ void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor par
 // used often. Few blocks are cut by outputs too, for the threads. No choice changes a result's
 // bits.
 void run_winograd(WinogradArgs args, ParallelFor parallel) {
-  const int64_t rows = (args.height + 2 * args.padding + 1) / 4;
-  const int64_t columns = (args.width + 2 * args.padding + 1) / 4;
-  const int64_t tiles = args.samples * rows * columns;
+  const int64_t tile = args.form == kStridedGradient ? 8 : 4;
+  const int64_t parts = args.form == kPlain ? 36 : 81;
+  const int64_t tiles =
+      args.samples * ((args.rows + tile - 1) / tile) * ((args.columns + tile - 1) / tile);
   const int64_t panels = (args.outputs + kPanel - 1) / kPanel;
   if (tiles <= 0) return;
   const int64_t depth = args.bfloat16 ? (args.channels + 1) / 2 : args.channels;
   const bool wide = depth * args.outputs > 128 * 128;
   constexpr int64_t kRows = 7, kTransformed = 512 * 1024;
-  const int64_t fitting = kTransformed / (36 * 4 * (depth + 64)) / kRows * kRows;
+  const int64_t fitting = kTransformed / (parts * 4 * (depth + 64)) / kRows * kRows;
   const int64_t most = wide ? 112 : std::clamp<int64_t>(fitting, 4 * kRows, 16 * kRows);
   const int64_t blocks = (tiles + most - 1) / most;
   args.tiles = (tiles + blocks - 1) / blocks;

@@ -8,8 +8,8 @@
 
 FASTADV_NAMESPACE_BEGIN
 
-// o <- G g for three vectors `step` apart.
-FASTADV_FN void transform_taps(const Floats* g, int step, Floats* o, int o_step) {
+// F(4,3): o <- G g for three vectors `step` apart.
+FASTADV_FN void transform_taps3(const Floats* g, int step, Floats* o, int o_step) {
   const Floats ends = (g[0] + g[2 * step]) * -(1 / 6.f), middle = g[step] * (1 / 6.f);
   const Floats far = g[0] * (1 / 24.f) + g[2 * step] * (1 / 6.f), half = g[step] * (1 / 12.f);
   o[0] = g[0] * .25f;
@@ -18,6 +18,17 @@ FASTADV_FN void transform_taps(const Floats* g, int step, Floats* o, int o_step)
   o[3 * o_step] = far + half;
   o[4 * o_step] = far - half;
   o[5 * o_step] = g[2 * step];
+}
+
+// F(4,2) of the outer two, and the middle one.
+FASTADV_FN void transform_taps2(const Floats* g, int step, Floats* o, int o_step) {
+  const Floats first = g[0], last = g[2 * step];
+  o[0] = first * .5f;
+  o[o_step] = (first + last) * -.5f;
+  o[2 * o_step] = (last - first) * (1 / 6.f);
+  o[3 * o_step] = first * (1 / 6.f) + last * (1 / 3.f);
+  o[4 * o_step] = last;
+  o[5 * o_step] = g[step];
 }
 
 // The 36 numbers of a channel's kernels to kLanes outputs from `first` on.
@@ -36,6 +47,7 @@ FASTADV_FN void transform_kernels(const WinogradWeightsArgs& args, int64_t chann
   }
   Floats g[9], columns[18];
   for (int tap = 0; tap < 9; ++tap) g[tap] = load(taps[tap]);
+  const auto transform_taps = args.strided ? transform_taps2 : transform_taps3;
   for (int j = 0; j < 3; ++j) transform_taps(g + j, 3, columns + j, 3);
   for (int k = 0; k < 6; ++k) transform_taps(columns + 3 * k, 1, to + 6 * k, 1);
 }

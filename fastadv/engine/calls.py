@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.pool import pool
-from fastadv.engine.reference import sign_bytes, transformed_shape
+from fastadv.engine.reference import sign_bytes
 from fastadv.engine.reference_direct import Geometry, Pair, direct_weights
 from fastadv.engine.reference_pool import room
+from fastadv.engine.reference_winograd import transformed_shape
 
 _ops = torch.ops.fastadv
 _POINT: Geometry = ((1, 1), (1, 1), (0, 0), (1, 1))
@@ -29,49 +30,47 @@ def _signs_like(y: Tensor) -> Tensor:
 
 
 def winograd_weights(
-    weight: Tensor, scale: Tensor | None, gradient: bool, bfloat16: bool
+    weight: Tensor, scale: Tensor | None, gradient: bool, strided: bool, bfloat16: bool
 ) -> Tensor:
-    """reference.winograd_weights, in one pass."""
+    """reference_winograd.winograd_weights, in one pass."""
     outputs, channels = weight.shape[:2] if not gradient else weight.shape[1::-1]
     shape, dtype = transformed_shape(outputs, channels, bfloat16)
     packed = pool.empty(shape, dtype)
-    _ops.winograd_weights_(packed, weight.detach().contiguous(), scale, gradient)
+    _ops.winograd_weights_(packed, weight.detach().contiguous(), scale, gradient, strided)
     return packed
 
 
 def convolve(
     x: Tensor,  # (N, C, H, W)
-    weights: Tensor,  # as reference.winograd_weights gives them
+    weights: Tensor,  # as reference_winograd.winograd_weights gives them
     bias: Tensor | None,
     residual: Tensor | None,
     mask: Tensor | None,
     outputs: int,
+    size: tuple[int, int],  # of y
     padding: int,
-) -> Tensor:
+    form: int,
+) -> Tensor:  # (N, outputs, *size)
     """conv3x3(x) + bias + residual, and zero where the mask has no bit."""
     rows = _rows(x)
-    n, height, width, _ = rows.shape
-    shape = (n, height + 2 * padding - 2, width + 2 * padding - 2, outputs)
-    y = pool.empty(shape, torch.float32)
+    y = pool.empty((len(rows), *size, outputs), torch.float32)
     added = None if residual is None else _rows(residual)
-    if n:
-        _ops.winograd_(y, None, rows, weights, bias, added, mask, padding, False)
+    if len(rows):
+        _ops.winograd_(y, None, rows, weights, bias, added, mask, padding, form, False)
     return _images(y)
 
 
 def convolve_relu(
     x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
-    padding: int,
+    size: tuple[int, int], padding: int, form: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(relu(conv3x3(x) + bias + residual), its signs)."""
     rows = _rows(x)
-    n, height, width, _ = rows.shape
-    shape = (n, height + 2 * padding - 2, width + 2 * padding - 2, outputs)
-    y = pool.empty(shape, torch.float32)
+    y = pool.empty((len(rows), *size, outputs), torch.float32)
     signs = _signs_like(y)
     added = None if residual is None else _rows(residual)
-    if n:
-        _ops.winograd_(y, signs, rows, weights, bias, added, None, padding, True)
+    if len(rows):
+        _ops.winograd_(y, signs, rows, weights, bias, added, None, padding, form, True)
     return _images(y), signs
 
 

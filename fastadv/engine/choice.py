@@ -1,10 +1,11 @@
 """Which kernel serves a convolution, or its gradient, and why.
 
 Measured on one thread of an EPYC with AVX-512, against ATen and a ReLU after it: Winograd's
-F(4x4,3x3) is 2.5 to 3.5 times as fast. With fewer than 8 channels the direct kernel is 2.5 to 5
-times as fast, and its gradient (fold) 3.5 to 6 times. Where the stride is not 1 both are 1 to 1.3
-times as fast, in bfloat16 1.6 to 2 times; 1x1 as fast, but for the passes that they take in. Of
-5x5 windows on at most 32 channels the gradient is 1.6 times as fast. All else is slower.
+F(4x4,3x3) is 2.5 to 3.5 times as fast, and with a stride of 2, from 32 channels on, 1.3 times. With
+fewer than 8 channels the direct kernel is 2.5 to 5 times as fast, and its gradient (fold) 3.5 to 6
+times. With other strides both are 1 to 1.3 times as fast, in bfloat16 1.6 to 2 times; 1x1 as fast,
+but for the passes that they take in. Of 5x5 windows on at most 32 channels the gradient is 1.6
+times as fast. All else is slower.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import fx
 from fastadv.engine.graph import CONVOLUTION_BACKWARD, is_bias, is_channels_last, is_weight, value
 from fastadv.engine.reference_direct import Geometry
 
-WINOGRAD, DIRECT, FOLD = "winograd F(4x4,3x3)", "direct", "fold"
+WINOGRAD, DIRECT, FOLD = "winograd", "direct", "fold"
 _TAPS = 64  # at most, in the kernels of ours
 _FEW = 32  # channels, of which ATen's kernels for larger windows make no more than ours
 
@@ -82,17 +83,21 @@ def _why_not_winograd(conv: fx.Node) -> str | None:
     x, y = _images(conv)
     if kernel != (3, 3):
         return "is not 3x3"
-    if stride != (1, 1) or dilation != (1, 1):
+    if stride not in ((1, 1), (2, 2)) or dilation != (1, 1):
         return f"stride {list(stride)}, dilation {list(dilation)}"
-    if padding not in ((0, 0), (1, 1), (2, 2)):
-        return f"padding {list(padding)}"
-    if (few := (y if is_gradient(conv) else x).shape[1]) < 8:
+    if padding not in ((0, 0), (1, 1), (2, 2)) or (stride == (2, 2) and padding != (1, 1)):
+        return f"padding {list(padding)}, stride {list(stride)}"
+    strided = stride == (2, 2)
+    few = min(x.shape[1], y.shape[1]) if strided else (y if is_gradient(conv) else x).shape[1]
+    if few < (32 if strided else 8):
         return f"{few} channels are too few for a transform"
-    return _waste(y, x.shape[1] * y.shape[1])
+    pixels = x if strided and is_gradient(conv) else y
+    return _waste(pixels, x.shape[1] * y.shape[1], 14 if strided else 6)
 
 
-def _waste(y: Any, products: int) -> str | None:
-    """Tiles of 4x4 on few pixels multiply zeros: 36 products a tile against 9 a pixel.
+def _waste(y: Any, products: int, least: int) -> str | None:
+    """Tiles of 4x4 on few pixels multiply zeros: 36 products a tile, or 81 with stride 2, against
+    9 a pixel.
 
     And transformed weights are four times the weights: with few tiles to share them, reading them
     from memory at a core's 10 GB/s takes longer than the products that they save.
@@ -101,7 +106,7 @@ def _waste(y: Any, products: int) -> str | None:
     tiles = -(-rows // 4) * -(-columns // 4)
     if isinstance(n, int) and n * tiles < 12 and products >= 64 * 64:
         return f"{n * tiles} tiles are too few to read larger weights for"
-    return f"{rows}x{columns} pixels leave tiles empty" if rows * columns < 6 * tiles else None
+    return f"{rows}x{columns} pixels leave tiles empty" if rows * columns < least * tiles else None
 
 
 def _why_not_direct(conv: fx.Node, bfloat16: bool) -> str | None:

@@ -7,20 +7,26 @@ The ops themselves write into tensors that they are given; the functions lease t
 from __future__ import annotations
 
 from fastadv._fakes import no_result
-from fastadv.engine import reference, reference_dense, reference_direct, reference_pool
+from fastadv.engine import (
+    reference,
+    reference_dense,
+    reference_direct,
+    reference_pool,
+    reference_winograd,
+)
 from fastadv.ops import _define
 
 _define(
     "winograd_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
-    "Tensor? mask, int padding, bool relu) -> ()",
-    reference.winograd_,
+    "Tensor? mask, int padding, int form, bool relu) -> ()",
+    reference_winograd.winograd_,
     no_result,
 )
 _define(
     "winograd_weights_",
-    "(Tensor(a!) weights, Tensor weight, Tensor? scale, bool gradient) -> ()",
-    reference.winograd_weights_,
+    "(Tensor(a!) weights, Tensor weight, Tensor? scale, bool gradient, bool strided) -> ()",
+    reference_winograd.winograd_weights_,
     no_result,
 )
 _define(

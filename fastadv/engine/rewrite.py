@@ -36,8 +36,8 @@ from fastadv.engine.graph import (
 from fastadv.engine.linear import serve_linears
 from fastadv.engine.pooling import pool_maxima
 from fastadv.engine.preactivation import rectify_norms
-from fastadv.engine.reference import transformed_shape
 from fastadv.engine.reference_direct import direct_weights
+from fastadv.engine.reference_winograd import PLAIN, STRIDED, STRIDED_GRADIENT, transformed_shape
 from fastadv.engine.report import Row
 
 
@@ -103,7 +103,7 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
         outputs, channels = (w.shape[1], w.shape[0]) if gradient else (w.shape[0], w.shape[1])
         shape, dtype = transformed_shape(outputs, channels, bfloat16)
         like, pack = w.new_empty(shape, dtype=dtype), calls.winograd_weights
-        args = (weight, scale, gradient, bfloat16)
+        args = (weight, scale, gradient, geometry_of(conv)[1] != (1, 1), bfloat16)
     else:
         pack = direct_weights
         args = (weight, scale, gradient, bfloat16)
@@ -116,7 +116,7 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
 
 def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
     """Puts the kernel in the place of a convolution and what it fuses; says what that was."""
-    x, _, bias, _, padding = conv.args[:5]
+    x, _, bias = conv.args[:3]
     y, last, residual, fused = value(conv), conv, None, ""
     found = residual_after(conv)
     if found:
@@ -126,11 +126,9 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
     packed = _packed(conv, kernel, bfloat16)
     direct, given = kernel == DIRECT, (x, packed, bias, residual)
     run: Callable[..., Any]
-    place: tuple[Any, ...]
-    if direct:
-        place = y.shape[1], tuple(y.shape[2:]), geometry_of(conv)
-    else:
-        place = y.shape[1], padding[0]  # type: ignore[index]
+    _, stride, padding, _ = geometry = geometry_of(conv)
+    form = (geometry,) if direct else (padding[0], PLAIN if stride == (1, 1) else STRIDED)
+    place = y.shape[1], tuple(y.shape[2:]), *form
     if user is not None and user.target is RELU:
         run = calls.convolve_relu_directly if direct else calls.convolve_relu
         _replace_relu(user, insert(user, run, (*given, *place), (y, signs_of(y)), conv))
@@ -181,11 +179,12 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
     run: Callable[..., Any]
     call: tuple[Any, ...]
     channels, size = like.shape[1], tuple(like.shape[2:])
+    _, stride, padding, _ = geometry = geometry_of(node)
     if kernel == WINOGRAD:
-        padding = 2 - node.args[5][0]  # type: ignore[index,operator]
-        run, call = calls.convolve, (grad, packed, None, residual, mask, channels, padding)
+        form = (2 - padding[0], PLAIN) if stride == (1, 1) else (padding[0], STRIDED_GRADIENT)
+        run, call = calls.convolve, (grad, packed, None, residual, mask, channels, size, *form)
     else:
-        run, call = calls.fold, (grad, packed, residual, mask, channels, size, geometry_of(node))
+        run, call = calls.fold, (grad, packed, residual, mask, channels, size, geometry)
     last.replace_all_uses_with(insert(last, run, call, value(result), node))
     return Row(name, f"gradient {shape}{fused}", served_by(kernel, bfloat16), why)
 

@@ -74,7 +74,7 @@ def test_the_report_names_what_serves_each_layer() -> None:
     assert plain.op.endswith("norm folded + residual + relu")
     assert served["blocks.0.conv1", "gradient"].op.endswith("+ residual + mask")
     strided = served["blocks.2.conv1", "conv"]
-    assert (strided.served_by, strided.why) == ("direct", "stride [2, 2], dilation [1, 1]")
+    assert (strided.served_by, strided.why) == ("winograd", "fewest products")
     assert served["blocks.2.shortcut.0", "gradient"].why == "is not 3x3"
     assert not any("batch norm" in r.op for r in rows)
     assert sum(r.served_by.startswith("winograd") for r in rows) >= 26

@@ -1,0 +1,156 @@
+"""Winograd's convolutions in a few lines of torch: their definition, and their oracle.
+
+y is A^T ((G g G^T) * (B^T d B)) A for each tile (Lavin and Gray, 1509.09308, section 4). Images are
+channels last here, (N, H, W, C), and contiguous so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastadv.engine.reference import PANEL, panels, relu_, unpack_signs
+
+Matrix = list[list[float]]
+
+# F(4,3) from the points 0, 1, -1, 2, -2 and infinity; F(4,2) from 0, 1, -1, 2 and infinity.
+_G3: Matrix = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # / 24
+_BT3: Matrix = [
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+]  # fmt: skip
+_AT3: Matrix = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+_G2: Matrix = [[3, 0], [-3, -3], [-1, 1], [1, 2], [0, 6]]  # / 6
+_BT2: Matrix = [
+    [2, -1, -2, 1, 0],
+    [0, -2, -1, 1, 0],
+    [0, 2, -3, 1, 0],
+    [0, -1, 0, 1, 0],
+    [0, 2, -1, -2, 1],
+]
+_AT2: Matrix = [[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 0], [0, 1, -1, 8, 1]]
+
+
+def _zeros(rows: int, columns: int) -> Matrix:
+    return [[0.0] * columns for _ in range(rows)]
+
+
+def _strided() -> tuple[Matrix, Matrix]:
+    """(A^T, B^T) with stride 2: two taps on the even pixels of a patch of 9, one on the odd."""
+    at, bt = _zeros(4, 9), _zeros(9, 9)
+    for k in range(4):
+        at[k][:5], at[k][5 + k], bt[5 + k][2 * k + 1] = _AT2[k], 1, 1
+    for k in range(5):
+        bt[k][::2] = _BT2[k]
+    return at, bt
+
+
+def _strided_gradient() -> tuple[Matrix, Matrix]:
+    """Its gradient's: two taps make the odd pixels of a tile of 8, one the even."""
+    at, bt = _zeros(8, 9), _zeros(9, 5)
+    for k in range(4):
+        at[2 * k + 1][:5], at[2 * k][5 + k], bt[5 + k][k] = _AT2[k], 1, 1
+    for k in range(5):
+        bt[k][:] = _BT2[k]
+    return at, bt
+
+
+@dataclass(frozen=True)
+class Form:
+    """A^T, B^T, and the distance between the patches of two tiles."""
+
+    at: Matrix
+    bt: Matrix
+    step: int
+
+
+PLAIN, STRIDED, STRIDED_GRADIENT = range(3)  # as in csrc/cpu/kernels.h
+_FORMS = (Form(_AT3, _BT3, 4), Form(*_strided(), 8), Form(*_strided_gradient(), 4))
+
+
+@lru_cache(maxsize=4)
+def _taps(gradient: bool, strided: bool) -> Tensor:  # (36, 9)
+    with torch.inference_mode(False):
+        g = torch.tensor(_G3, dtype=torch.float64) / 24
+        if strided:  # the middle tap has a part of its own
+            g = torch.zeros(6, 3, dtype=torch.float64)
+            g[:5, ::2] = torch.tensor(_G2, dtype=torch.float64) / 6
+            g[5, 1] = 1
+        taps = torch.einsum("ai,bj->abij", g, g).reshape(36, 9)
+        return (taps.flip(1) if gradient else taps).contiguous()
+
+
+def transformed_shape(
+    outputs: int, channels: int, bfloat16: bool
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape and the dtype of transformed weights."""
+    if bfloat16:
+        return (36, panels(outputs), -(-channels // 2), PANEL, 2), torch.bfloat16
+    return (36, panels(outputs), channels, PANEL), torch.float32
+
+
+def winograd_weights(
+    weight: Tensor,  # (K, C, 3, 3)
+    scale: Tensor | None,  # (K,)
+    gradient: bool,
+    strided: bool = False,
+    bfloat16: bool = False,
+) -> Tensor:  # as transformed_shape says, or with C and K exchanged
+    """G (scale * weight) G^T as the kernel reads it: of the convolution, or of its gradient.
+
+    One GEMM: the 36 combinations of the 9 taps; the gradient's taps are turned round. In bfloat16
+    pairs of channels stand together.
+    """
+    w = weight.detach().flatten(2)  # (K, C, 9)
+    if scale is not None:
+        w = w * scale[:, None, None]
+    if gradient:
+        w = w.transpose(0, 1)
+    w = F.pad(w, (0, 0, 0, w.shape[1] % 2 if bfloat16 else 0, 0, -len(w) % PANEL))
+    taps = w.reshape(-1, PANEL, w.shape[1], 9).permute(3, 0, 2, 1).contiguous()
+    packed = (_taps(gradient, strided).to(taps.dtype) @ taps.view(9, -1)).view(36, *taps.shape[1:])
+    if not bfloat16:
+        return packed
+    paired = packed.view(36, len(packed[0]), -1, 2, PANEL)
+    return paired.transpose(3, 4).bfloat16().contiguous()
+
+
+def winograd_weights_(
+    weights: Tensor, weight: Tensor, scale: Tensor | None, gradient: bool, strided: bool
+) -> None:
+    """weights <- winograd_weights of their dtype."""
+    bfloat16 = weights.dtype == torch.bfloat16
+    weights.copy_(winograd_weights(weight, scale, gradient, strided, bfloat16))
+
+
+def winograd_(
+    y: Tensor, signs: Tensor | None, x: Tensor, weights: Tensor, bias: Tensor | None,
+    residual: Tensor | None, mask: Tensor | None, padding: int, form: int, relu: bool,
+) -> None:  # fmt: skip
+    """y <- relu(conv3x3(x) + bias + residual), then zero where `mask` has no bit; of form
+    STRIDED_GRADIENT the gradient of a convolution by its input."""
+    (_, height, width, channels), (_, rows, columns, outputs) = x.shape, y.shape
+    at, bt = x.new_tensor(_FORMS[form].at), x.new_tensor(_FORMS[form].bt)
+    (tile, parts), patch, step = at.shape, bt.shape[1], _FORMS[form].step
+    before = 0 if form == STRIDED_GRADIENT else padding
+    down, across = -(-rows // tile), -(-columns // tile)
+    below, right = (step * (n - 1) + patch - before for n in (down, across))
+    d = F.pad(x, (0, 0, before, right - width, before, below - height))
+    d = d.unfold(1, patch, step).unfold(2, patch, step)
+    t, u = torch.einsum("ai,nxycij,bj->nxyabc", bt, d, bt), weights
+    if weights.dtype == torch.bfloat16:  # the products' factors are rounded, the sums are not
+        t, u = t.bfloat16().float(), weights.float().transpose(3, 4).flatten(2, 3)
+    u = u.transpose(2, 3).reshape(6, 6, -1, u.shape[2])[:, :, :outputs, :channels]
+    which = torch.arange(parts).clamp(max=5)  # the middle tap's parts share their weights
+    m = torch.einsum("nxyabc,abkc->nxyabk", t, u[which][:, which])
+    v = torch.einsum("ia,nxyabk,jb->nxiyjk", at, m, at).flatten(3, 4).flatten(1, 2)
+    v = v[:, :rows, :columns]
+    v = v if bias is None else v + bias
+    v = v if residual is None else v + residual
+    if relu:
+        relu_(v, signs, v, None, None)
+    y.copy_(v if mask is None else torch.where(unpack_signs(mask, outputs), v, 0))
