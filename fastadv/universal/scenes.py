@@ -186,7 +186,7 @@ class _Count:
         if y is not None:
             pixels(ignore_index=self.kind.ignore_index).check(before, y)
             counted = self.kind.counted(y)
-            both = [Confusion.of(p, y, counted, before.shape[1]).counts.cpu() for p in said]
+            both = [Confusion.of(p, y, counted, before.shape[1]).counts for p in said]
             more = torch.stack(both)
             self.confusions = more if self.confusions is None else self.confusions + more
 
