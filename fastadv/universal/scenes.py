@@ -68,7 +68,8 @@ def goal_of(
     """The goal of a batch. Raises TypeError or ValueError where these do not go together."""
     objective = pixels(ignore_index=ignore_index)
     if logits.dim() != 4:
-        raise ValueError(f"`model(x)` must be (N, classes, H, W), got {tuple(logits.shape)}")
+        hint = ": (N, classes) go with gradient, moosavi and measure" * (logits.dim() == 2)
+        raise ValueError(f"`model(x)` must be (N, classes, H, W), got {tuple(logits.shape)}{hint}")
     prediction = objective.prediction(logits)
     one = logits.new_ones((), dtype=torch.promote_types(logits.dtype, torch.float32))
     if isinstance(target, Remove):
