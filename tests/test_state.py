@@ -1,8 +1,9 @@
-"""`state=`: a killed run of gradient and of segmentation goes on to the same result."""
+"""`state=`: a killed run of gradient, segmentation, a data-free one goes on to the same result."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ def segmentation(model: nn.Module, at: int, steps: int, **more: Any) -> fa.Pertu
     return fa.universal.segmentation(ball, Dies(model, at), shuffled(x, y, 5), steps=steps, **more)
 
 
+def data_free(
+    search: Search, model: nn.Module, at: int, steps: int, **more: Any
+) -> fa.Perturbation:
+    ball = fa.Linf(0.1)
+    return search(ball, Dies(model, at), (3, H, W), steps=steps, generator=seeded(2), **more)
+
+
 CASES: dict[str, tuple[Search, dict[str, Any]]] = {
     "steepest": (gradient, {"rule": fa.Steepest(0.02), "ball": fa.Linf(0.1)}),
     "momentum": (gradient, {}),
@@ -118,6 +126,25 @@ def test_another_run_is_refused(
     search(net, 10**9, 1, state=file, **more)
     with pytest.raises(ValueError, match=f"`state` must be of this run: {words}|{words}"):
         search(net, 10**9, 1, state=file, **(more | change))
+
+
+@pytest.mark.parametrize("search", [fa.universal.fast_feature_fool, fa.universal.gd_uap])
+def test_without_data_too(search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle, between two halvings, and after the last."""
+    monkeypatch.setattr(sys.modules["fastadv.universal.data_free"], "_PERIOD", 50)
+    net, steps = scene_net(), 260
+    whole = data_free(search, net, 10**9, steps)
+    file, stopped = tmp_path / "state", 0
+    for at in (90, 140, 110, 10**9):
+        try:
+            got = data_free(search, net, at, steps, state=file)
+        except KeyboardInterrupt:
+            stopped += 1
+    assert stopped == 3
+    assert torch.equal(got.delta, whole.delta)
+    assert torch.equal(data_free(search, net, 1, steps, state=file).delta, whole.delta)
+    with pytest.raises(ValueError, match="its steps was 260, now it is 300"):
+        data_free(search, net, 10**9, 300, state=file)
 
 
 def test_what_is_no_state(tmp_path: Path) -> None:

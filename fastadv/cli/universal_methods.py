@@ -101,8 +101,9 @@ def _data_free(search: Callable[..., Perturbation]) -> Callable[[Job, Options], 
         generator = torch.Generator().manual_seed(job.seed)
         shape = tuple(job.batches.x.shape[1:])
         return search(
-            job.ball, job.model, shape, progress=job.progress, generator=generator, **options
-        )
+            job.ball, job.model, shape, state=job.state, progress=job.progress, generator=generator,
+            **options,
+        )  # fmt: skip
 
     return run
 

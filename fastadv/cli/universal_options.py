@@ -40,8 +40,9 @@ what is written, into the folder --out:
   report.json       rates, norm, seconds, versions, seed, the run
   with --apply      adversarial.npz (x_adv, fooled or of segmentation prediction, y), uap.png and
                     report.json
-  moosavi, averaged and gradient keep their state after each pass, segmentation after each step;
-  --resume goes on from it, to the same result as a run that was not interrupted.
+  moosavi, averaged and gradient keep their state after each pass, segmentation after each step,
+  the last two every 100 steps; --resume goes on from it, to the same result as a run that was not
+  interrupted.
 
 examples:
   python -m fastadv universal --method moosavi --model my_module:make_model --weights w.pt \\
