@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 import torch.distributed as dist
 from conftest import seeded, smooth_net
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 
 import fastadv as fa
 
@@ -136,25 +134,14 @@ def reductions(rank: int) -> list[int]:
     return sizes
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        kinds = {"found": found(rank), "resumed": resumed(rank, folder)}
-        kinds |= {"said": said(rank, folder), "sizes": reductions(rank)}
-        torch.save(kinds, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def seen_by(rank: int, folder: str) -> dict[str, Any]:
+    kinds = {"found": found(rank), "resumed": resumed(rank, folder)}
+    return kinds | {"said": said(rank, folder), "sizes": reductions(rank)}
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("torch was built without gloo")
-    folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, (str(folder),), nprocs=2)
-    assert sorted(os.listdir(folder))[:2] == ["0.pt", "1.pt"]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+@pytest.fixture
+def ranks(two_ranks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return two_ranks["test_segmentation_ranks"]
 
 
 def test_v_and_rates_are_those_of_one_process(ranks: list[dict[str, Any]]) -> None:
