@@ -158,8 +158,7 @@ class Objective:
     def _of_pixels(self, logits: Tensor) -> ClassLabels | Probabilities | None:
         """The labels, where the loss is the mean over pixels: a callable takes maps as they are."""
         own = self.head_number is not None and logits.dim() == 4
-        kinds = (ClassLabels, Probabilities)
-        return self.labels if own and isinstance(self.labels, kinds) else None
+        return self.labels if own and isinstance(self.labels, ClassLabels | Probabilities) else None
 
     def _loss(self, fn: Callable[..., Tensor], logits: Tensor, *labels: Tensor) -> Tensor:  # (N,)
         """fn's, one a sample: of maps the mean over the pixels."""
