@@ -12,7 +12,7 @@ from fastadv import ops
 
 def head(
     logits: Tensor,  # (N, C, H, W)
-    y: Tensor,  # (N, H, W) int64
+    y: Tensor,  # (N, H, W) int64; kl: probabilities (N, C, H, W)
     target: Tensor | None,  # as y, where the head takes both
     counted: Tensor,  # (N, H, W) bool
     number: int,
@@ -22,8 +22,8 @@ def head(
 
     ops.head of every pixel: the label -1, of those that do not count, has no gradient.
     """
-    goal = None if target is None else labels(target, counted, -1)
-    loss, grad, prediction = ops.head(rows(logits), labels(y, counted, -1), goal, number, targeted)
+    goal = None if target is None else given(target, counted, -1)
+    loss, grad, prediction = ops.head(rows(logits), given(y, counted, -1), goal, number, targeted)
     wide = torch.promote_types(grad.dtype, torch.float32)
     weight = (1 / _counts(counted).to(wide))[:, None, None]
     shape = (len(counted), counted[0].numel() if len(counted) else 0, logits.shape[1])
@@ -33,7 +33,7 @@ def head(
 
 def loss(fn: Callable[..., Tensor], logits: Tensor, y: Iterable[Tensor], counted: Tensor) -> Tensor:
     """The same loss (N,) by `fn` of rows and labels, differentiable."""
-    return mean(fn(rows(logits), *(labels(one, counted, 0) for one in y)), counted)
+    return mean(fn(rows(logits), *(given(one, counted, 0) for one in y)), counted)
 
 
 def rows(logits: Tensor) -> Tensor:
@@ -47,9 +47,11 @@ def maps(values: Tensor, logits: Tensor) -> Tensor:
     return values.view(samples, height, width, classes).movedim(-1, 1).contiguous()
 
 
-def labels(y: Tensor, counted: Tensor, void: int) -> Tensor:
-    """(N, H, W) -> (N * H * W,) int64, `void` where not counted."""
-    return torch.where(counted, y.long(), void).reshape(-1)
+def given(y: Tensor, counted: Tensor, void: int) -> Tensor:
+    """Labels (N, H, W) -> (N * H * W,) int64, `void` where not counted; probabilities as rows."""
+    return (
+        rows(y).contiguous() if y.dim() == 4 else torch.where(counted, y.long(), void).reshape(-1)
+    )
 
 
 def mean(loss: Tensor, counted: Tensor) -> Tensor:

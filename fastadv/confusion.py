@@ -13,7 +13,8 @@ from fastadv.objectives import Objective
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """counts: (C, C) int64, how many pixels of label i are predicted as j; void ones nowhere."""
+    """counts: (C, C) int64, on the CPU: how many pixels of label i are predicted as j; void ones
+    nowhere."""
 
     counts: Tensor
 
@@ -27,7 +28,7 @@ class Confusion:
     ) -> Confusion:
         """Of labels in [0, classes) wherever they count."""
         pairs = y.long()[counted] * classes + prediction[counted]
-        return cls(torch.bincount(pairs, minlength=classes**2).view(classes, classes))
+        return cls(torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu())
 
     def __add__(self, other: Confusion) -> Confusion:
         return Confusion(self.counts + other.counts)

@@ -21,6 +21,7 @@ _BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2}
 _DUAL = {"linf": 1.0, "l2": 2.0}
 _NUDGE = 1e-4  # beyond the boundary, in the units of x: the authors' constant
 _NAN = "`model` gave NaN: its logits or their gradients are no number"
+_MAPS = ": maps go with fa.pgd and its like, whose loss is the mean over a sample's pixels"
 _FEW = 8  # so many samples' gradients are cheaper in one vmapped backward than in one a class
 
 
@@ -156,7 +157,7 @@ class Search:
         if len(logits) != len(todo) or logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(
                 f"`model(x)` must be ({len(todo)}, classes), two or more, "
-                f"got {_checks.text(logits.shape)}"
+                f"got {_checks.text(logits.shape)}" + _MAPS * (logits.dim() == 4)
             )
         self.forwards += len(todo)
         return logits, pull

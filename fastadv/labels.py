@@ -119,19 +119,19 @@ class BinaryLabels:
 @dataclass(frozen=True)
 class Probabilities:
     """y (N, C): rows of probabilities. Fooled: another class is the likeliest than y's; targeted:
-    y's likeliest."""
+    y's likeliest. Of segmentation's logits (N, C, H, W): y as they are, and half of the pixels."""
 
     def check_logits(self, logits: Tensor) -> None:
-        if logits.dim() != 2:
-            hint = ": logits (N, C, H, W) go with cross_entropy, margin or dlr"
-            raise ValueError(
-                f"`model(x)` must be (N, classes), got {text(logits.shape)}"
-                + hint * (logits.dim() == 4)
-            )
+        ClassLabels().check_logits(logits)
+
+    def counted(self, y: Tensor) -> Tensor:  # (N, C, H, W) -> (N, H, W) bool
+        """The pixels that count: all."""
+        return torch.ones_like(y[:, 0], dtype=torch.bool)
 
     def faults(self, logits: Tensor, y: Tensor, name: str) -> Iterator[Fault]:
         if not y.is_floating_point():
-            hint = ": class labels go with cross_entropy" if y.dim() == 1 else ""
+            classes = y.dim() == logits.dim() - 1
+            hint = ": class labels go with cross_entropy" if classes else ""
             raise TypeError(f"`{name}` must be probabilities (floating), got {_name(y)}{hint}")
         _same_shape(y, name, tuple(logits.shape), logits)
         # A softmax in bfloat16 is off by 2^-9 an entry.
@@ -146,17 +146,17 @@ class Probabilities:
             ),
         )
 
-    def prediction(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,)
+    def prediction(self, logits: Tensor) -> Tensor:  # (N, C) -> (N,), (N, C, H, W) -> (N, H, W)
         return logits.detach().argmax(1)
 
-    def predict(self, logits: Tensor) -> Tensor:  # (N, C) -> (N, C)
+    def predict(self, logits: Tensor) -> Tensor:  # like the logits
         return logits.detach().to(compute_dtype(logits.dtype)).softmax(1)
 
-    def prepare(self, logits: Tensor, y: Tensor) -> Tensor:  # -> (N, C), compute dtype
+    def prepare(self, logits: Tensor, y: Tensor) -> Tensor:  # -> compute dtype
         return y.detach().to(compute_dtype(logits.dtype)).contiguous()
 
     def fooled(self, prediction: Tensor, y: Tensor, targeted: bool) -> Tensor:
-        return ClassLabels().fooled(prediction, y.argmax(1), targeted)
+        return ClassLabels(ignore_index=-1).fooled(prediction, y.argmax(1), targeted)
 
 
 Labels = ClassLabels | BinaryLabels | Probabilities

@@ -12,7 +12,8 @@ differentiable torch here, computed in float32 for half precision, and has a fus
 same loss and gradient. Wherever an objective is taken, so is any callable: see as_objective.
 
 cross_entropy, margin and dlr take segmentation's logits (N, C, H, W) with y (N, H, W) as well: a
-sample's loss is then the mean over its pixels that count (ClassLabels; `pixels` sets which).
+sample's loss is then the mean over its pixels that count (ClassLabels; `pixels` sets which). kl
+takes them with probabilities (N, C, H, W), and the mean over all pixels.
 
 At the edges: the first of equal logits takes the gradient; a logit of -inf is a class of
 probability 0; NaN or +inf gives a NaN cross-entropy and kl, as in torch.
@@ -154,10 +155,10 @@ class Objective:
             grad = grad.view(logits.shape)
         return loss, grad, self.fooled(prediction, labels, targeted)
 
-    def _of_pixels(self, logits: Tensor) -> ClassLabels | None:
+    def _of_pixels(self, logits: Tensor) -> ClassLabels | Probabilities | None:
         """The labels, where the loss is the mean over pixels: a callable takes maps as they are."""
         own = self.head_number is not None and logits.dim() == 4
-        return self.labels if own and isinstance(self.labels, ClassLabels) else None
+        return self.labels if own and isinstance(self.labels, ClassLabels | Probabilities) else None
 
     def _loss(self, fn: Callable[..., Tensor], logits: Tensor, *labels: Tensor) -> Tensor:  # (N,)
         """fn's, one a sample: of maps the mean over the pixels."""

@@ -11,6 +11,7 @@ import torch
 import torch._dynamo  # or it would come within a test, with the log's handlers: see _no_trace
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
+from two_ranks import two_ranks as two_ranks
 
 from fastadv.engine import worth
 

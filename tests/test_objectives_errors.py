@@ -17,7 +17,8 @@ p = torch.randn(9, 6, generator=generator, dtype=torch.float64).softmax(1)
 image = torch.zeros(2, 5, 8, 8)
 BAD = [
     (cross_entropy, image, y[:2], None, ValueError, "must be (2, 8, 8) to go with"),
-    (kl, image, image, None, ValueError, "(N, C, H, W) go with cross_entropy, margin"),
+    (kl, image, image[:, 1:], None, ValueError, "`y` must be (2, 5, 8, 8) to go with"),
+    (kl, image[0], image[0], None, ValueError, "(N, classes) or (N, classes, H, W), got (5, 8, 8)"),
     (margin, z[:, 0], y, None, ValueError, "(9,): one logit a sample goes with binary_cross"),
     (margin, z[:, :1], y * 0, None, ValueError, "margin needs 2 classes or more, got 1: one logit"),
     (dlr, z[:, :2], y * 0, None, ValueError, "the dlr needs 3 classes or more, got 2"),

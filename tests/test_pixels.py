@@ -83,6 +83,58 @@ def test_the_head_is_the_objective(
     assert torch.equal(fooled, objective.fooled(objective.prediction(z), labels, targeted))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_kl_is_the_mean_over_all_pixels(targeted: bool, dtype: torch.dtype) -> None:
+    z, _ = maps(dtype)
+    g = seeded(4)
+    p, q = (torch.randn(SHAPE, generator=g, dtype=torch.float64).softmax(1) for _ in range(2))
+    target = q if targeted else None
+    loss, grad, fooled = fa.kl.head(z, *fa.kl.prepare(z, p, target))
+    leaf = z.double().requires_grad_()
+    each = functional.kl_div(leaf.log_softmax(1), q if targeted else p, reduction="none").sum(1)
+    expected = (-each if targeted else each).mean((1, 2))
+    (by_torch,) = torch.autograd.grad(expected.sum(), leaf)
+    wide = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad.double(), by_torch, rtol=wide, atol=1e-6)
+    plain = fa.kl.targeted(z, q, p) if targeted else fa.kl(z, p)
+    torch.testing.assert_close(plain, loss, rtol=1e-5, atol=1e-6)
+    hits = (z.argmax(1) == q.argmax(1)) if targeted else (z.argmax(1) != p.argmax(1))
+    assert torch.equal(fooled, hits.flatten(1).double().mean(1) >= 0.5)
+    assert fa.kl.predict(z).shape == SHAPE
+
+
+def test_kl_attacks_maps() -> None:
+    net, x, y = scenes()
+    clean = net(x).softmax(1)
+    attack = fa.pgd(fa.Linf(0.2), objective=fa.kl)
+    result = attack.run(net, x, clean, generator=seeded(6))
+    same = attack.run(net, x, generator=seeded(6))  # without y the prediction
+    assert torch.equal(result.x_adv, same.x_adv)
+    noise = fa.Linf(0.2).sample(x, 7)
+    assert bool((fa.kl(net(result.x_adv), clean) > 2 * fa.kl(net(noise), clean)).all())
+    verdict = fa.verify(net, x, result.x_adv, clean, attack.ball, objective=fa.kl)
+    assert torch.equal(verdict.fooled, result.success)
+    for wrong, words in (
+        (clean[:, :, 1:], r"`y` must be \(4, 5, 6, 7\)"), (2 * clean, "a sum of 2"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            attack(net, x, wrong)
+    with pytest.raises(TypeError, match="must be probabilities"):
+        attack(net, x, y)
+
+
+def test_classes_of_kl_are_never_void() -> None:
+    z = torch.zeros(1, 256, 1, 2)
+    z[:, 255] = 1
+    p = torch.zeros(1, 256, 1, 2)
+    p[:, 255] = 1
+    for there, goal in ((z, p), (-z, p), (z[..., 0, 0], p[..., 0, 0])):
+        _, _, fooled = fa.kl.head(there, *fa.kl.prepare(there, goal))
+        assert fooled.tolist() == [there is not z and there.dim() == 4]
+
+
 @pytest.mark.parametrize("void", [-100, 0, C - 1, 255, 300])
 def test_any_ignore_index(void: int) -> None:
     z, y = maps(void=void)
@@ -232,8 +284,16 @@ def test_what_takes_no_maps() -> None:
     for call in (
         lambda: fa.deepfool()(net, x),
         lambda: fa.universal.moosavi(fa.Linf(0.1), net, [x]),
-        lambda: fa.pgd(fa.Linf(0.1), objective=fa.kl)(net, x),
-        lambda: fa.universal.gradient(fa.bim(fa.Linf(0.1)), net, [x], target=1),
+        lambda: fa.universal.averaged(fa.Linf(0.1), net, [x]),
+        lambda: fa.universal.measure(fa.Perturbation(x[0], fa.Linf(1.0)), net, [x]),
     ):
-        with pytest.raises(ValueError, match=r"must be \(4, 6, 7\)|classes\).*got \(4, 5, 6, 7\)"):
+        with pytest.raises(
+            ValueError, match=r"got \(4, 5, 6, 7\): maps go with (fa\.pgd|univ.*seg)"
+        ):
+            call()
+    for call in (
+        lambda: fa.universal.gradient(fa.bim(fa.Linf(0.1)), net, [x], target=1),
+        lambda: fa.pgd(fa.Linf(0.1), objective=fa.binary_cross_entropy)(net, x),
+    ):
+        with pytest.raises(ValueError, match=r"\(4, 6, 7\)|must be \(N,\), .*got \(4, 5, 6, 7\)"):
             call()

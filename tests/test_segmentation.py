@@ -93,8 +93,9 @@ def test_a_tile_sums_its_gradients(tile: tuple[int, int]) -> None:
         loss = nn.functional.cross_entropy(z, target.expand(N, H, W), ignore_index=255)
         (grad,) = torch.autograd.grad(loss, leaf)
         v = (v - RADIUS / 10 * grad.sign()).clamp(-RADIUS, RADIUS)
-    times = -(-H // h), -(-W // w)
-    torch.testing.assert_close(uap.delta, v.repeat(1, *times)[:, :H, :W])
+    torch.testing.assert_close(uap.delta, v)
+    whole = v.repeat(1, -(-H // h), -(-W // w))[:, :H, :W]
+    torch.testing.assert_close(uap.apply(x), x + whole)
 
 
 @pytest.mark.parametrize("seek", [True, False])
@@ -235,6 +236,12 @@ def test_side_effects(capsys: pytest.CaptureFixture[str]) -> None:
         ({"target": fa.universal.Remove(4)}, ValueError, r"`label` must be in \[0, 4\), got 4"),
         ({"tile": (0, 3)}, ValueError, "`tile` must be"),
         ({"tile": (2, 2), "ball": fa.L2(1.0)}, ValueError, "`tile` goes with Linf"),
+        ({"tile": (H, W + 1)}, ValueError, r"`tile` must fit into a sample \(3, 8, 10\)"),
+        (
+            {"tile": (2, 2), "init": fa.Perturbation(torch.zeros(C, 2, 2).double(), BALL)},
+            ValueError,
+            "`init` must be placed like the tile",
+        ),
         ({"steps": 0}, ValueError, "`steps` must be at least 1"),
         ({"batches": 0}, ValueError, "`batches` must be at least 1"),
         ({"confidence": 1.5}, ValueError, "`confidence` must be in"),

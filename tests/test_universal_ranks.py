@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from conftest import LinearPair, seeded, smooth_net
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -157,25 +156,15 @@ def reductions() -> list[int]:
     return sizes
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        found = of_every_kind(rank)
-        found |= {"trained": trained(rank), "said": said(rank), "alone": alone(rank)}
-        found["sizes"] = reductions()
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def seen_by(rank: int, folder: str) -> dict[str, object]:
+    found = of_every_kind(rank)
+    found |= {"trained": trained(rank), "said": said(rank), "alone": alone(rank)}
+    return found | {"sizes": reductions()}
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("torch was built without gloo")
-    folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+@pytest.fixture
+def ranks(two_ranks: dict[str, list[dict]]) -> list[dict]:
+    return two_ranks["test_universal_ranks"]
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,13 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def label(text: str) -> int:
+    """A whole number, of any sign."""
+    if not re.fullmatch(r"[+-]?\d+", text.strip()):
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return int(text)
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """One of a few words."""
 

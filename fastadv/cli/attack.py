@@ -22,7 +22,7 @@ from fastadv.cli.task import Narrow, Task, check
 from fastadv.evaluation.names import label
 from fastadv.evaluation.report import Report
 from fastadv.model import normalized
-from fastadv.objectives import BY_NAME
+from fastadv.objectives import BY_NAME, Objective, pixels
 
 BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
 
@@ -86,8 +86,18 @@ def make_attack(given: argparse.Namespace) -> Attack:
             options[name] = value
     with naming("--bounds"):
         ball = BALLS[given.norm](given.radius, given.bounds)
+    with naming(f"--objective {given.objective}"):
+        objective = objective_for(given)
     with naming(f"--attack {given.attack}"):
-        return recipe(ball, objective=BY_NAME[given.objective], **options)
+        return recipe(ball, objective=objective, **options)
+
+
+def objective_for(given: argparse.Namespace) -> Objective:
+    """The objective, of segmentation's pixels where an option says how these are counted."""
+    asked = {name: getattr(given, name) for name in ("ignore_index", "share")}
+    how = {name: value for name, value in asked.items() if value is not None}
+    base = BY_NAME[given.objective]
+    return pixels(base, **how) if how else base
 
 
 def device_for(name: str | None) -> torch.device:
@@ -191,6 +201,7 @@ def _report(task: Task, whole: Part) -> Report:
         task.seed,
         len(whole.x_adv),
         targeted=task.data.target is not None,
+        pixels=whole.clean_confusion,
     )
 
 

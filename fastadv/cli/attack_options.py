@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastadv.cli.arguments import Commands, Help, Parser, number, numbers, one_of, positive, whole
+from fastadv.cli.arguments import (
+    Commands,
+    Help,
+    Parser,
+    label,
+    number,
+    numbers,
+    one_of,
+    positive,
+    whole,
+)
 from fastadv.model import MODES
 from fastadv.objectives import BY_NAME
 from fastadv.stops import STOPS
@@ -23,7 +33,8 @@ units:
 
 what is written, into the folder --out:
   adversarial.npz   x_adv (N, ...), success (N,), distance (N,), and y where it was given
-  report.json       accuracy, fooling rate, distances, seconds, versions, seed, the attack itself
+  report.json       accuracy, fooling rate, distances, seconds, versions, seed, the attack itself;
+                    for segmentation (y is (N, H, W)) also pixel accuracy, IoU by class and mIoU
   A run that is interrupted keeps its finished batches; --resume goes on from them, to the same
   result as a run that was not.
 
@@ -157,6 +168,11 @@ def _how(parser: argparse.ArgumentParser) -> None:
         help=f"the loss that is maximised: {', '.join(BY_NAME)} (default: cross_entropy)",
     )  # fmt: skip
     group.add_argument(
+        "--share", type=positive, metavar="SHARE",
+        help="segmentation: an image is fooled once so many of its pixels are wrong (default: 0.5)",
+    )  # fmt: skip
+    ignore_index(group)
+    group.add_argument(
         "--stop", type=one_of(*(stop for stop in STOPS if stop)), metavar="WHEN",
         help="fooled: a sample is done at its first mistake, which saves time; cycle: when its "
         "iterates repeat, with the same result (pgd and bim); resolved: at either",
@@ -165,6 +181,14 @@ def _how(parser: argparse.ArgumentParser) -> None:
         "--mode", default="eval", type=one_of(*MODES), metavar="MODE",
         help="the model's mode while x_adv is sought: eval (default), train, or keep (as it is "
         "made). It is always judged in eval mode",
+    )  # fmt: skip
+
+
+def ignore_index(group: argparse._ArgumentGroup) -> None:
+    """The label of pixels that count for nothing."""
+    group.add_argument(
+        "--ignore-index", type=label, metavar="LABEL",
+        help="segmentation: the label of pixels that count for nothing (default: 255)",
     )  # fmt: skip
 
 

@@ -21,21 +21,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastadv.cli.arguments import Mistake
+from fastadv.confusion import Confusion
 from fastadv.evaluation.report import Report, save_json
-from fastadv.evaluation.scores import Scores
+from fastadv.evaluation.scores import Scores, total
 
 _COLUMNS = ("wrong", "changed", "success", "feasible", "distance")
+_CONFUSIONS = ("clean_confusion", "confusion")
 
 Run = Mapping[str, object]  # the settings that fix a run's result
 
 
 @dataclass(frozen=True)
 class Part:
-    """One batch: x_adv (N, *shape), its scores, and the model's mistakes on x (N,)."""
+    """One batch: x_adv (N, *shape), its scores, and the model's mistakes on x (N,).
+
+    clean_confusion: of segmentation, on x.
+    """
 
     x_adv: Tensor
     clean_wrong: Tensor
     scores: Scores
+    clean_confusion: Confusion | None = None
 
 
 class Folder:
@@ -127,17 +133,23 @@ class Results(Folder):
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             cost = file.metadata()
+        before, after = (
+            Confusion(tensors[name]) if name in tensors else None for name in _CONFUSIONS
+        )
         scores = Scores(
             **{name: tensors[name] for name in _COLUMNS},
             seconds=float(cost["seconds"]),
             forwards=int(cost["forwards"]),
+            confusion=after,
         )
-        return Part(tensors["x_adv"], tensors["clean_wrong"], scores)
+        return Part(tensors["x_adv"], tensors["clean_wrong"], scores, before)
 
     def keep(self, start: int, part: Part) -> None:
         """Writes a finished batch."""
         tensors = {name: getattr(part.scores, name) for name in _COLUMNS}
         tensors |= {"x_adv": part.x_adv, "clean_wrong": part.clean_wrong}
+        both = zip(_CONFUSIONS, (part.clean_confusion, part.scores.confusion), strict=True)
+        tensors |= {name: one.counts for name, one in both if one is not None}
         cost = {"seconds": repr(part.scores.seconds), "forwards": str(part.scores.forwards)}
         own = _own(tensors)
         write(self._path(start), lambda path: save_file(own, path, cost))
@@ -163,6 +175,7 @@ def join(parts: list[Part]) -> Part:
         torch.cat([part.x_adv for part in parts]),
         torch.cat([part.clean_wrong for part in parts]),
         Scores.join([part.scores for part in parts]),
+        total(part.clean_confusion for part in parts),
     )
 
 

@@ -42,7 +42,8 @@ class Task:
             self.attack, self.crafter, x, labels, target=target, seed=self.seed, offset=start
         )
         scores = score(self.attack, self.model, x, x_adv, labels, before, target=target)
-        return Part(x_adv.cpu(), before.wrong, replace(scores, seconds=seconds, forwards=forwards))
+        scores = replace(scores, seconds=seconds, forwards=forwards)
+        return Part(x_adv.cpu(), before.wrong, scores, before.confusion)
 
 
 class Narrow(nn.Module):
@@ -79,8 +80,15 @@ def check(task: Task, model: str, files: Sequence[str]) -> None:
             f"--model {model} must give one row of logits a sample, got {got} for one sample"
         )
     with naming(f"--data {' '.join(files)} with --model {model}"):
-        every = logits.cpu().expand(len(x), *logits.shape[1:])
-        objective.check(every, objective.predict(every) if y is None else y, target)
+        logits = logits.cpu()
+        said = objective.predict(logits)
+        objective.check(logits, said, None if target is None else said)
+        every = logits.expand(len(x), *logits.shape[1:])  # of which labels ask for the shape alone
+        for name, labels in (("y", y), ("target", target)):
+            faults = () if labels is None else objective.labels.faults(every, labels, name)
+            for fault, sentence in faults:
+                if bool(fault):
+                    raise ValueError(sentence())
 
 
 def _hint(own: Data) -> str:

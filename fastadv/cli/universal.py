@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich import box
-from rich.table import Table
 from torch import Tensor, nn
 
 from fastadv.balls import Ball
@@ -22,18 +20,22 @@ from fastadv.cli.arguments import Commands, Mistake, Parser, console, naming
 from fastadv.cli.attack import BALLS, device_for, models_for
 from fastadv.cli.data import Data
 from fastadv.cli.results import Folder, save_npz, write
-from fastadv.cli.universal_methods import METHODS, Batches, Job, Options, options_of
+from fastadv.cli.universal_labels import Labels
+from fastadv.cli.universal_methods import METHODS, TARGETS, Batches, Job, Options, options_of
+from fastadv.cli.universal_scenes import Scenes, saved_target, target_of
 from fastadv.evaluation import plots
 from fastadv.evaluation.environment import environment
 from fastadv.perturbation import Perturbation
 from fastadv.placement import require_fit
-from fastadv.universal import Rates, measure
+from fastadv.problem import output
 from fastadv.universal.rates import predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN = 5  # images in the figure
+Judge = Labels | Scenes
+Rates = dict[str, dict[str, Any]]  # of what, on which part of the data: a judge's
 
 
 class _Folder(Folder):
@@ -52,12 +54,12 @@ def add(commands: Commands[Parser]) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """What was asked for: the model that judges, the one that is climbed on, and the data."""
+    """What was asked for: the model that is climbed on, the judge, by its own model, the data."""
 
     given: argparse.Namespace
     device: torch.device
-    model: nn.Module
     crafter: nn.Module
+    judge: Judge
     own: Data
 
     @property
@@ -75,12 +77,13 @@ class _Task:
 def run(given: argparse.Namespace) -> int:
     """Checks everything, finds or loads the perturbation, measures, writes and prints."""
     options = options_of(given)
-    task = _task(given)
+    asked = dict(options)
+    task = _task(given, options)
     saved = _load(given.apply, task.own.x) if given.apply else None
     with naming("--bounds"):
         ball = saved.ball if saved else BALLS[given.norm](given.radius, given.bounds)
     folder = _Folder(
-        given.out, _settings(task, ball, options), overwrite=given.overwrite, resume=given.resume
+        given.out, _settings(task, ball, asked), overwrite=given.overwrite, resume=given.resume
     )
     screen = console()
     if folder.complete:
@@ -94,12 +97,12 @@ def run(given: argparse.Namespace) -> int:
     rates = _rates(task, uap)
     files = _write(task, folder, uap, rates, seconds)
     screen.print(repr(uap), markup=False, soft_wrap=True)
-    screen.print(_table(rates))
+    screen.print(task.judge.table(rates))
     screen.print("Written: " + ", ".join(map(str, files)), markup=False)
     return 0
 
 
-def _task(given: argparse.Namespace) -> _Task:
+def _task(given: argparse.Namespace, options: Options) -> _Task:
     if given.holdout >= 1:
         raise Mistake(f"--holdout must be below 1, got {given.holdout:g}")
     device = device_for(given.device)
@@ -110,8 +113,39 @@ def _task(given: argparse.Namespace) -> _Task:
     torch.manual_seed(given.seed)  # a model without weights is the same one when a run goes on
     model, crafter = models_for(given, device)
     with torch.no_grad(), naming(f"--data {' '.join(given.data)} with --model {given.model}"):
-        predictions(model.eval(), own.x[:1].to(device))
-    return _Task(given, device, model, crafter, own)
+        logits = output(model.eval(), own.x[:1].to(device))
+        if logits.dim() != 4:
+            predictions(model, own.x[:1].to(device))
+    judge = _judge(given, model, logits, own, options)
+    return _Task(given, device, crafter, judge, own)
+
+
+def _judge(
+    given: argparse.Namespace, model: nn.Module, logits: Tensor, own: Data, options: Options
+) -> Judge:
+    """By the model's logits; Mistake for a method or for options that do not go with them."""
+    came = f"--model {given.model} gives {tuple(logits.shape)} for one sample"
+    if given.method and logits.dim() not in METHODS[given.method].logits:
+        others = [name for name, method in METHODS.items() if logits.dim() in method.logits]
+        needs = "(N, classes)" if logits.dim() == 4 else "(N, classes, H, W)"
+        raise Mistake(
+            f"--method {given.method} takes logits {needs}, but {came}: "
+            f"--method {', '.join(others)} take these"
+        )
+    if logits.dim() == 4:
+        target = target_of(options, own)
+        index = given.ignore_index
+        if given.apply and Path(given.apply).is_file():
+            saved, void = saved_target(given.apply)
+            target = saved if target is None else target
+            index = void if index is None else index
+        return Scenes(model, target, 255 if index is None else index)
+    for name in (*TARGETS, "ignore_index"):
+        if getattr(given, name) is not None:
+            raise Mistake(
+                f"--{name.replace('_', '-')} goes with logits (N, classes, H, W), but {came}"
+            )
+    return Labels(model)
 
 
 def _load(file: str, x: Tensor) -> Perturbation:
@@ -134,21 +168,24 @@ def _load(file: str, x: Tensor) -> Perturbation:
 
 def _search(task: _Task, ball: Ball, state: Path, options: Options) -> Perturbation | None:
     """The perturbation; None when interrupted."""
-    given = task.given
+    given, judge = task.given, task.judge
     batches = Batches(*task.parts["searched"], given.batch_size, task.device, given.seed)
     try:
         with naming(f"--method {given.method}"):
-            job = Job(ball, task.crafter, batches, state, given.seed)
+            job = Job(
+                ball, task.crafter, batches, state, given.seed, judge.objective, judge.target,
+                judge.ignore_index,
+            )  # fmt: skip
             return METHODS[given.method].run(job, dict(options))
     except torch.OutOfMemoryError as error:
         raise Mistake("--batch-size must fit into the device's memory") from error
     except KeyboardInterrupt:
-        kept = "the passes that are done are kept: " if state.exists() else ""
+        kept = "what is done is kept: " if state.exists() else ""
         print(f"stopped; {kept}the same command with --resume goes on", file=sys.stderr)
         return None
 
 
-def _rates(task: _Task, uap: Perturbation) -> dict[str, dict[str, Rates]]:
+def _rates(task: _Task, uap: Perturbation) -> Rates:
     """Of the perturbation, and of noise as large, on each part of the data."""
     free, zeros = replace(uap.ball, bounds=None), torch.zeros_like(uap.delta)[None]
     draw = torch.Generator().manual_seed(task.given.seed)
@@ -158,7 +195,7 @@ def _rates(task: _Task, uap: Perturbation) -> dict[str, dict[str, Rates]]:
     with naming("--data"):
         return {
             name: {
-                part: measure(one, task.model, Batches(x, y, size, device, None))
+                part: task.judge.rates(one, Batches(x, y, size, device, None))
                 for part, (x, y) in task.parts.items()
             }
             for name, one in (("perturbation", uap), ("noise", replace(uap, delta=noise)))
@@ -166,9 +203,8 @@ def _rates(task: _Task, uap: Perturbation) -> dict[str, dict[str, Rates]]:
 
 
 def _write(
-    task: _Task, folder: _Folder, uap: Perturbation, rates: dict[str, dict[str, Rates]],
-    seconds: float,
-) -> list[Path]:  # fmt: skip
+    task: _Task, folder: _Folder, uap: Perturbation, rates: Rates, seconds: float
+) -> list[Path]:
     given = task.given
     counted = {name: {p: asdict(r) for p, r in parts.items()} for name, parts in rates.items()}
     files = []
@@ -179,7 +215,7 @@ def _write(
     else:
         facts = {
             "method": given.method, "model": given.model, "rates": json.dumps(counted),
-            "data_sha256": task.own.digest(), "seed": str(given.seed),
+            "data_sha256": task.own.digest(), "seed": str(given.seed), **task.judge.facts(),
         }  # fmt: skip
         files.append(folder.folder / "uap.safetensors")
         uap.save(files[-1], facts)
@@ -194,17 +230,18 @@ def _write(
 
 
 def _applied(task: _Task, uap: Perturbation) -> dict[str, np.ndarray[Any, Any]]:
-    found, fooled = [], []
+    found: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for batch in torch.split(task.own.x, task.given.batch_size):
             x = batch.to(task.device)
             x_adv = uap.apply(x)
-            found.append(x_adv.cpu())
-            fooled.append((predictions(task.model, x_adv) != predictions(task.model, x)).cpu())
-    x_adv = torch.cat(found)
-    x_adv = x_adv.permute(0, 2, 3, 1).contiguous() if task.own.channels_last else x_adv
-    arrays = {"x_adv": x_adv.numpy(), "fooled": torch.cat(fooled).numpy()}
-    return arrays if task.own.y is None else arrays | {"y": task.own.y.numpy()}
+            found.append({"x_adv": x_adv.cpu(), **task.judge.outcome(x, x_adv)})
+    arrays = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    if task.own.channels_last:
+        arrays["x_adv"] = arrays["x_adv"].permute(0, 2, 3, 1).contiguous()
+    if task.own.y is not None:
+        arrays["y"] = task.own.y
+    return {name: values.numpy() for name, values in arrays.items()}
 
 
 def _figure(task: _Task, uap: Perturbation) -> Figure | None:
@@ -217,11 +254,11 @@ def _figure(task: _Task, uap: Perturbation) -> Figure | None:
         print(f"uap.png is left out: {error}", file=sys.stderr)
         return None
     draw = torch.Generator().manual_seed(task.given.seed)
-    x = task.own.x[torch.randperm(len(task.own.x), generator=draw)[:_SHOWN]].to(task.device)
+    shown = torch.randperm(len(task.own.x), generator=draw)[:_SHOWN]
+    x, y = (None if t is None else t[shown].to(task.device) for t in (task.own.x, task.own.y))
+    assert x is not None
     with torch.no_grad():
-        x_adv = uap.apply(x)
-        before, after = predictions(task.model, x), predictions(task.model, x_adv)
-    return plots.perturbation(uap.delta, x, x_adv, before.tolist(), after.tolist())
+        return task.judge.figure(uap, x, y)
 
 
 def _settings(task: _Task, ball: Ball, options: Options) -> dict[str, object]:
@@ -231,9 +268,10 @@ def _settings(task: _Task, ball: Ball, options: Options) -> dict[str, object]:
         "method": given.method or f"apply {given.apply}",
         "ball": repr(ball),
         "options": options,
+        **task.judge.settings(),
         "holdout": given.holdout,
         "model": given.model,
-        "model_sha256": models.digest(task.model),
+        "model_sha256": models.digest(task.judge.model),
         "data": list(given.data),
         "data_sha256": task.own.digest(),
         "seed": given.seed,
@@ -241,16 +279,3 @@ def _settings(task: _Task, ball: Ball, options: Options) -> dict[str, object]:
         "device": str(task.device),
         "dtype": given.dtype,
     }
-
-
-def _table(rates: dict[str, dict[str, Rates]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("", "data", "samples", "fooled", "wrong"):
-        table.add_column(
-            column, justify="right" if column in ("samples", "fooled", "wrong") else "left"
-        )
-    for name, parts in rates.items():
-        for part, one in parts.items():
-            wrong = "" if one.wrong is None else f"{one.wrong:.1%}"
-            table.add_row(name, part, str(one.samples), f"{one.fooled:.1%}", wrong)
-    return table

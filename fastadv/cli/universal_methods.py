@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from fastadv import recipes, universal
 from fastadv.balls import Ball
 from fastadv.cli.arguments import Mistake
+from fastadv.objectives import Objective
 from fastadv.perturbation import Perturbation
+from fastadv.universal.scenes import Target
 
 
 class Batches:
@@ -41,13 +43,17 @@ class Batches:
 
 @dataclass(frozen=True)
 class Job:
-    """What a method is given; `state`: where moosavi and averaged keep theirs."""
+    """What a method is given. state: where it keeps what it would go on from; objective: what
+    `gradient` ascends; target, ignore_index: segmentation's."""
 
     ball: Ball
     model: nn.Module
     batches: Batches
     state: Path
     seed: int
+    objective: Objective
+    target: Target
+    ignore_index: int
 
     @property
     def progress(self) -> bool:
@@ -74,11 +80,20 @@ def _passes(search: Callable[..., Perturbation]) -> Callable[[Job, Options], Per
 
 def _gradient(job: Job, options: Options) -> Perturbation:
     step_size = options.pop("step_size", job.ball.radius / 10)
-    attack = recipes.bim(job.ball, step_size)
+    attack = recipes.bim(job.ball, step_size, objective=job.objective)
     epochs = options.pop("passes", 5)
     return universal.gradient(
-        attack, job.model, job.batches, epochs, progress=job.progress, **options
+        attack, job.model, job.batches, epochs, state=job.state, progress=job.progress, **options
     )
+
+
+def _segmentation(job: Job, options: Options) -> Perturbation:
+    confidence = options.pop("confidence", 0.75)
+    return universal.segmentation(
+        job.ball, job.model, job.batches, target=job.target, ignore_index=job.ignore_index,
+        confidence=None if confidence == "none" else confidence, state=job.state,
+        progress=job.progress, **options,
+    )  # fmt: skip
 
 
 def _data_free(search: Callable[..., Perturbation]) -> Callable[[Job, Options], Perturbation]:
@@ -86,25 +101,32 @@ def _data_free(search: Callable[..., Perturbation]) -> Callable[[Job, Options], 
         generator = torch.Generator().manual_seed(job.seed)
         shape = tuple(job.batches.x.shape[1:])
         return search(
-            job.ball, job.model, shape, progress=job.progress, generator=generator, **options
-        )
+            job.ball, job.model, shape, state=job.state, progress=job.progress, generator=generator,
+            **options,
+        )  # fmt: skip
 
     return run
 
 
 @dataclass(frozen=True)
 class Method:
-    """run: finds the perturbation. takes: the options that it has."""
+    """run: finds the perturbation. takes: the options that it has. logits: of the models that it
+    goes with, 2 for (N, classes), 4 for segmentation's (N, classes, H, W)."""
 
     run: Callable[[Job, Options], Perturbation]
     takes: tuple[str, ...]
+    logits: tuple[int, ...] = (2, 4)
 
 
 _SWEEP = ("passes", "fooling_rate", "count")
+TARGETS = ("scene", "remove")
 METHODS = {
-    "moosavi": Method(_passes(universal.moosavi), _SWEEP),
-    "averaged": Method(_passes(universal.averaged), _SWEEP),
+    "moosavi": Method(_passes(universal.moosavi), _SWEEP, (2,)),
+    "averaged": Method(_passes(universal.averaged), _SWEEP, (2,)),
     "gradient": Method(_gradient, ("passes", "step_size", "target")),
+    "segmentation": Method(
+        _segmentation, ("steps", "step_size", "batches", "tile", "confidence", *TARGETS), (4,)
+    ),
     "fast-feature-fool": Method(_data_free(universal.fast_feature_fool), ("step_size", "steps")),
     "gd-uap": Method(_data_free(universal.gd_uap), ("step_size", "steps")),
 }
@@ -113,12 +135,14 @@ _EVERY = tuple(sorted({name for method in METHODS.values() for name in method.ta
 
 def options_of(given: argparse.Namespace) -> Options:
     """The options that were given; Mistake for one that the method, or --apply, does not have."""
-    takes = METHODS[given.method].takes if given.method else ()
+    takes = METHODS[given.method].takes if given.method else TARGETS
     asked = f"--method {given.method}" if given.method else "--apply"
     options = {name: getattr(given, name) for name in _EVERY if getattr(given, name) is not None}
     for name in options:
         if name not in takes:
             raise Mistake(f"--{name.replace('_', '-')} does not go with {asked}")
+    if len(options.keys() & set(TARGETS)) > 1:
+        raise Mistake("--scene and --remove are two targets: give one of them")
     for name in ("norm", "radius"):
         value = getattr(given, name)
         if given.method and value is None:

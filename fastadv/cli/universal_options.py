@@ -14,7 +14,8 @@ _ABOUT = """\
 Find one perturbation that fools your own model on most inputs, or apply one that was found. Its
 rates are counted on data that it was found on and, apart, on data that it never saw, beside those
 of noise at the ball's edge; fooled (another prediction than on x) and wrong (another than y) are
-two columns.
+two columns. Of segmentation, logits (N, classes, H, W), they are counted in pixels: those that are
+as the target has them, pixel accuracy and mIoU.
 """
 
 _MORE = """\
@@ -22,6 +23,8 @@ methods:
   moosavi            Algorithm 1 of 1610.08401: a smallest step for each sample not fooled yet
   averaged           the same steps, a whole batch's at once
   gradient           ascends the mean loss, a batch a step (1811.11304); the fastest
+  segmentation       makes a segmentation model see one --scene everywhere, or nothing of a class
+                     (--remove), or without either anything but y (1704.05712)
   fast-feature-fool  without data: excites the convolutions (1707.05572)
   gd-uap             the same with energies (1801.08092)
   The last two use --data for their rates alone.
@@ -32,15 +35,20 @@ units:
 
 what is written, into the folder --out:
   uap.safetensors   the perturbation, its ball, and where it came from; --apply takes it
-  uap.png           the perturbation, amplified, and a few images with it (with matplotlib)
+  uap.png           the perturbation, amplified, and a few images with it (with matplotlib); of
+                    segmentation what is seen without it, with it, and what was to be seen
   report.json       rates, norm, seconds, versions, seed, the run
-  with --apply      adversarial.npz (x_adv, fooled, y), uap.png and report.json
-  moosavi and averaged keep their state after each pass; --resume goes on from it, to the same
-  result as a run that was not interrupted.
+  with --apply      adversarial.npz (x_adv, fooled or of segmentation prediction, y), uap.png and
+                    report.json
+  moosavi, averaged and gradient keep their state after each pass, segmentation after each step,
+  the last two every 100 steps; --resume goes on from it, to the same result as a run that was not
+  interrupted.
 
 examples:
   python -m fastadv universal --method moosavi --model my_module:make_model --weights w.pt \\
         --data x.npz --norm linf --radius 10/255
+  python -m fastadv universal --method segmentation --scene 12 --model my_module:make_segmenter \\
+        --weights w.pt --data scenes.npz --norm linf --radius 10/255
   python -m fastadv universal --apply out/universal/uap.safetensors --model my_module:make_model \\
         --weights w.pt --data other.npz --out out/applied
 """
@@ -59,6 +67,7 @@ def add(commands: Commands[Parser]) -> Parser:
     attack_options.what(parser, targets=False)
     attack_options.ball(parser, required=False)
     _how(parser)
+    _scenes(parser)
     attack_options.where(parser)
     _output(parser)
     return parser
@@ -95,14 +104,47 @@ def _how(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--step-size", type=positive, metavar="S",
-        help="gradient: of each step (default: radius / 10); data-free: Adam's (radius / 100)",
+        help="gradient, segmentation: of each step (default: radius / 10); data-free: Adam's "
+        "(radius / 100)",
     )  # fmt: skip
     group.add_argument(
-        "--steps", type=whole(1), metavar="K", help="data-free: gradients, at most (default: 3000)"
-    )
+        "--steps", type=whole(1), metavar="K",
+        help="data-free: gradients, at most (default: 3000); segmentation: over all data (60)",
+    )  # fmt: skip
     group.add_argument(
         "--target", type=whole(0), metavar="CLASS", help="gradient: the class to call forth"
     )
+
+
+def _scenes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("segmentation")
+    group.add_argument(
+        "--scene", metavar="WHAT",
+        help="what every input is to be seen as: an .npy file of labels (H, W), or the number of "
+        "the sample in --data, from 0, whose y it is",
+    )  # fmt: skip
+    group.add_argument(
+        "--remove", type=whole(0), metavar="CLASS",
+        help="a class to be seen nowhere: its pixels as the nearest other class, the rest as it is",
+    )  # fmt: skip
+    group.add_argument(
+        "--tile", nargs=2, type=whole(1), metavar=("H", "W"),
+        help="the size of a tile that is repeated over the image (default: the image's)",
+    )  # fmt: skip
+    group.add_argument(
+        "--confidence", type=_confidence, metavar="P",
+        help="pixels that are as they are to be with more than that count for nothing in a step "
+        "(default: 0.75), or none",
+    )  # fmt: skip
+    group.add_argument(
+        "--batches", type=whole(1), metavar="N",
+        help="of the data to a step (default: all, as published)",
+    )  # fmt: skip
+    attack_options.ignore_index(group)
+
+
+def _confidence(text: str) -> float | str:
+    return text if text == "none" else positive(text)
 
 
 def _output(parser: argparse.ArgumentParser) -> None:

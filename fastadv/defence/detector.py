@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fastadv import _checks
+from fastadv._bar import along
 from fastadv.defence.rectifier import choose, perturbed
 from fastadv.defence.synthetic import require_perturbations
 from fastadv.evaluation.accuracy import device_of
@@ -117,7 +117,7 @@ class Detector(nn.Module):
         found: list[Tensor] = []
         with torch.no_grad(), crafting(rectifier, "eval"):
             for x, _ in samples(
-                tqdm(loader, disable=not progress, desc="detector"), chosen[0].ball
+                along(loader, disable=not progress, desc="detector"), chosen[0].ball
             ):
                 x = x.to(device_of(rectifier) or x.device)
                 kinds = choose(len(x), len(chosen), 0.0, generator)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from fastadv._bar import along
 from fastadv.defence.detector import Defended
 from fastadv.defence.synthetic import require_perturbations
 from fastadv.evaluation.accuracy import device_of
@@ -124,7 +124,7 @@ def measure(
     parts: list[list[Tensor]] = []
     labelled = set()
     with torch.no_grad(), crafting(defended, "eval"):
-        bar = tqdm(loader, disable=not progress, desc="defence")
+        bar = along(loader, disable=not progress, desc="defence")
         for x, y in samples(bar, perturbations[0].ball):
             x = x.to(device_of(defended) or x.device)
             labelled.add(y is None)

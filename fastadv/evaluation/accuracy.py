@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from fastadv._bar import along
 from fastadv.attack import Attack
 from fastadv.confusion import Confusion
 from fastadv.evaluation.names import label
@@ -147,7 +147,7 @@ def _batches(model: Model, loader: Loader, progress: bool) -> Iterator[tuple[Ten
     """(x, y, index of the first sample) on the model's device."""
     device = device_of(model)
     offset = 0
-    for batch in tqdm(loader, desc="evaluate", unit="batch", disable=not progress):
+    for batch in along(loader, desc="evaluate", unit="batch", disable=not progress):
         x, y = _pair(batch)
         if len(x):
             yield (x, y, offset) if device is None else (x.to(device), y.to(device), offset)

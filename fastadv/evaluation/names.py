@@ -24,8 +24,8 @@ def label(adversary: Attack | Perturbation) -> str:
     else:
         rule = type(adversary.rule).__name__
         name = f"{_METHODS.get(rule, rule)}-{adversary.steps}"
-    objective = as_objective(adversary.objective)
-    loss = "" if objective == cross_entropy else f" {objective.name}"
+    objective = as_objective(adversary.objective).name.partition("(")[0]  # without pixels' settings
+    loss = "" if objective == cross_entropy.name else f" {objective}"
     restarts = f" x{adversary.restarts}" if adversary.restarts > 1 else ""
     return f"{name}{loss}{restarts} {ball}"
 

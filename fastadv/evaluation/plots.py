@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -95,6 +97,27 @@ def perturbation(
     return figure
 
 
+def scenes(delta: Tensor, x: Tensor, x_adv: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """Segmentation: delta (C, H, W) on a scale of its own; images without it and with it; under its
+    name each of the label maps (N, H, W), in a colour a class, black below 0."""
+    matplotlib, figure_type = _matplotlib()
+    count, high = len(x), 2 + len(maps)
+    size = (1.9 * (count + 2), (1.8 * x.shape[-2] / x.shape[-1] + 0.2) * high)
+    with matplotlib.rc_context(_STYLE):
+        figure: Figure = figure_type(figsize=size, layout="constrained")
+        parts: Any = figure.subfigures(1, 2, width_ratios=(2, count))
+        left, right = parts
+        _change(left.subplots(), delta)
+        grid = right.subplots(high, count, squeeze=False)
+        for number, column in enumerate(grid.T):
+            seen = [_colours(labels[number]) for labels in maps.values()]
+            for axes, image in zip(column, [x[number], x_adv[number], *seen], strict=True):
+                _picture(axes, image)
+        for axes, name in zip(grid[:, 0], ("x", "x with it", *maps), strict=True):
+            axes.set_ylabel(name, fontsize=9, color=_QUIET)
+    return figure
+
+
 def require() -> None:
     """Raises ModuleNotFoundError, and says what to install, where no figure can be drawn."""
     _matplotlib()
@@ -173,6 +196,13 @@ def _image(x: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
     if values.dim() == 3:
         values = values[0] if len(values) == 1 else values.permute(1, 2, 0)
     return np.asarray(values.numpy())
+
+
+def _colours(labels: Tensor) -> Tensor:  # (H, W) -> (3, H, W)
+    """The hues of labels that follow each other are a golden section of the circle apart."""
+    classes = range(max(int(labels.max()), 0) + 1)
+    table = [hsv_to_rgb(0.618034 * c % 1, 0.65, (0.9, 0.65)[c % 2]) for c in classes]
+    return torch.tensor([(0.0, 0.0, 0.0), *table])[labels.cpu().clamp(min=-1) + 1].movedim(-1, 0)
 
 
 def _frame(axes: Axes) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,6 +98,24 @@ class Ascent:
         if self._delta is None:
             raise RuntimeError("there is no perturbation before the first batch")
         return self._of(self._delta.clone())
+
+    @property
+    def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """What `go_on` needs: delta, the rule's state and the steps of each row."""
+        assert self._delta is not None
+        each = enumerate(self._states)
+        rule = {f"{j}.{name}": value for j, one in each for name, value in one.items()}
+        return {"delta": self._delta, **rule}, {"k": self._k}
+
+    def go_on(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """After the first batch: from the `state` of another, which had the same settings."""
+        if self._delta is None:
+            self.ranks.require_alike(None)  # raises, here and there
+            raise ValueError("`loader` must give batches in every epoch, got none")
+        for name, own in self.state[0].items():
+            kept = tensors[name].to(own.device)
+            own.copy_(_checks.like(kept, f"state[{name}]", own, "the first batch"))
+        self._k = list(facts["k"])
 
     def apply(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape)
         """clamp(x + delta) to the bounds; y (N,) chooses where there is one delta a class."""

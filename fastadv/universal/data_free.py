@@ -7,6 +7,7 @@ the features of v alone leaves little of x in those of x + v.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fastadv import ops
+from fastadv import _checks, ops
 from fastadv.attack import draw_seed
 from fastadv.balls import Ball, require_ball
 from fastadv.model import Model, crafting
@@ -24,7 +25,10 @@ from fastadv.rules import Adam
 from fastadv.universal.batches import Batch, require_loader
 from fastadv.universal.layers import NONE_RAN, Layers, chosen_layers, watched
 from fastadv.universal.rates import rates_of
+from fastadv.universal.state import Kept, State
 
+_SETTINGS = ("algorithm", "ball", "rule", "steps", "layers", "patience")
+_KEPT = 100  # steps from one state to the next
 _PERIOD = 300  # Fast Feature Fool halves v so often
 _SATURATED, _STILL = 0.5, 1e-5  # GD-UAP does at such a share of |v| = radius that hardly changes
 
@@ -39,6 +43,7 @@ def fast_feature_fool(
     steps: int = 3000,
     patience: int = 5,
     validation: Iterable[Batch] | None = None,
+    state: str | os.PathLike[str] | None = None,
     progress: bool = False,
     generator: torch.Generator | None = None,
 ) -> Perturbation:
@@ -48,16 +53,18 @@ def fast_feature_fool(
     (`model.named_modules()`); None: every convolution. step_size: Adam's; None: a hundredth of the
     radius, as published. Every 300 steps v is halved, which lets it move again, and the best v so
     far is kept: by the fooling rate over `validation` (report that it was used), else by the
-    objective. patience: stops after so many halvings without a better one. generator: for the
+    objective. patience: stops after so many halvings without a better one. state: a file, written
+    every 100 steps; a run that finds it goes on from it, to the same result. generator: for the
     uniform start, one draw.
 
     Raises TypeError or ValueError for a model that is no nn.Module, layers that it does not have or
-    does not run, and numbers that are none.
+    does not run, a `state` of another run, and numbers that are none.
     """
     search = _Search("fast feature fool", _mean, _every_period)
     return search.run(
-        ball, model, shape, layers, step_size, steps, patience, validation, progress, generator
-    )
+        ball, model, shape, layers, step_size, steps, patience, validation, state, progress,
+        generator,
+    )  # fmt: skip
 
 
 def gd_uap(
@@ -70,6 +77,7 @@ def gd_uap(
     steps: int = 3000,
     patience: int = 10,
     validation: Iterable[Batch] | None = None,
+    state: str | os.PathLike[str] | None = None,
     progress: bool = False,
     generator: torch.Generator | None = None,
 ) -> Perturbation:
@@ -80,8 +88,9 @@ def gd_uap(
     """
     search = _Search("gd-uap", _energy, _saturated)
     return search.run(
-        ball, model, shape, layers, step_size, steps, patience, validation, progress, generator
-    )
+        ball, model, shape, layers, step_size, steps, patience, validation, state, progress,
+        generator,
+    )  # fmt: skip
 
 
 def _mean(features: Tensor) -> Tensor:
@@ -112,7 +121,7 @@ class _Search:
     def run(
         self, ball: Ball, model: nn.Module, shape: Sequence[int], layers: Layers,
         step_size: float | None, steps: int, patience: int, validation: Iterable[Batch] | None,
-        progress: bool, generator: torch.Generator | None,
+        state: str | os.PathLike[str] | None, progress: bool, generator: torch.Generator | None,
     ) -> Perturbation:  # fmt: skip
         for name, count in (("steps", steps), ("patience", patience)):
             if count < 1:
@@ -123,42 +132,69 @@ class _Search:
         zeros = _like(model, shape)
         v = free.sample(zeros, draw_seed(generator))
         rule = Adam(ball.radius / 100 if step_size is None else step_size)
-        state, radius = rule.start(v), ops.per_sample(ball.radius, v, "radius", round_down=True)
-        best = _Best(v)
-        share, bar = 0.0, tqdm(range(steps), disable=not progress, desc=self.name)
+        moments, radius = rule.start(v), ops.per_sample(ball.radius, v, "radius", round_down=True)
+        climb = _Climb(v, moments, v.clone())
+        settings = (self.name, ball, rule, steps, layers, patience)
+        kept = State(state, dict(zip(_SETTINGS, map(str, settings), strict=True)))
+        climb.go_on(kept.kept())
+        bar = tqdm(range(climb.done, steps), self.name, steps, initial=climb.done,
+                   disable=not progress)  # fmt: skip
         with torch.no_grad(), crafting(model, "eval"), watched(chosen, self.term) as terms:
-
-            def judge() -> float:
-                if validation is None:
-                    return float(_value(model, v, terms))
-                uap = Perturbation(v[0], ball)  # alone: one rank may run this, or each its own
-                return rates_of(uap, model, validation, "validation", again=True).fooled
-
             for k in bar:
+                if climb.waits >= patience:
+                    break
                 value, grad = _gradient(model, v, terms)
-                rule.step_(state, rule.numbers(k), v, grad, zeros, free, radius)
-                before, share = share, float((v.abs() >= 0.999 * radius).double().mean())
-                bar.set_postfix(objective=f"{value:.2f}", saturated=f"{share:.2f}", refresh=False)
-                if self.halves(k, share, before) or k == steps - 1:
-                    if best.take(v, judge()) >= patience:
-                        break
+                rule.step_(moments, rule.numbers(k), v, grad, zeros, free, radius)
+                before = climb.share
+                climb.share = float((v.abs() >= 0.999 * radius).double().mean())
+                bar.set_postfix(
+                    objective=f"{value:.2f}", saturated=f"{climb.share:.2f}", refresh=False
+                )
+                if self.halves(k, climb.share, before) or k == steps - 1:
+                    climb.take(_score(ball, model, v, terms, validation))
                     v.mul_(0.5)
-        return Perturbation(best.v[0].clone(), ball)
+                climb.done = k + 1
+                if climb.done % _KEPT == 0 or climb.done == steps:
+                    kept.keep(climb.tensors, climb.facts)
+        return Perturbation(climb.best[0].clone(), ball)
 
 
-class _Best:
-    """The best v, and how long there was none better."""
+@dataclass
+class _Climb:
+    """v and Adam's moments under way; the best v, and how often in a row none was better."""
 
-    def __init__(self, v: Tensor) -> None:
-        self.v, self.score, self.waits = v.clone(), -math.inf, 0
+    v: Tensor
+    moments: dict[str, Tensor]
+    best: Tensor
+    score: float = -math.inf
+    waits: int = 0
+    share: float = 0.0  # of v at the radius
+    done: int = 0  # steps
 
-    def take(self, v: Tensor, score: float) -> int:
-        """Keeps v if it is better; how often in a row none was."""
+    def take(self, score: float) -> None:
+        """Keeps v if it is better."""
         if score > self.score:
-            self.v, self.score, self.waits = v.clone(), score, 0
+            self.best, self.score, self.waits = self.v.clone(), score, 0
         else:
             self.waits += 1
-        return self.waits
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"v": self.v, "best": self.best, **self.moments}
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in ("score", "waits", "share", "done")}
+
+    def go_on(self, kept: Kept | None) -> None:
+        """From there, in place."""
+        if kept is None:
+            return
+        for name, own in self.tensors.items():
+            there = kept[0][name].to(own.device)
+            own.copy_(_checks.like(there, f"state[{name}]", own, "shape"))
+        for name in self.facts:
+            setattr(self, name, kept[1][name])
 
 
 def _like(model: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -176,6 +212,16 @@ def _value(model: Model, v: Tensor, terms: list[Tensor]) -> Tensor:
     if bool(value.isnan()):
         raise ValueError("`model` gave NaN: its layers' outputs are no numbers")
     return value
+
+
+def _score(
+    ball: Ball, model: Model, v: Tensor, terms: list[Tensor], validation: Iterable[Batch] | None
+) -> float:
+    """How good v is: the fooling rate over `validation`, else the objective."""
+    if validation is None:
+        return float(_value(model, v, terms))
+    uap = Perturbation(v[0], ball)  # alone: one rank may run this, or each its own
+    return rates_of(uap, model, validation, "validation", again=True).fooled
 
 
 def _gradient(model: Model, v: Tensor, terms: list[Tensor]) -> tuple[float, Tensor]:

@@ -5,6 +5,7 @@ The update of universal adversarial training (Shafahi et al. 1811.11304, algorit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastadv import _checks, ops
+from fastadv._bar import along
 from fastadv.attack import Attack
 from fastadv.model import Model, crafting
 from fastadv.objectives import as_objective
@@ -25,6 +27,7 @@ from fastadv.universal.batches import Batch, require_loader, require_some, unpac
 from fastadv.universal.layers import Layers, chosen_layers, layer_gradient
 from fastadv.universal.penalty import Penalty
 from fastadv.universal.ranks import Ranks
+from fastadv.universal.state import State, digest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -47,6 +50,7 @@ def gradient(
     offset: Sequence[int] | None = None,
     per_class: int | None = None,
     init: Perturbation | None = None,
+    state: str | os.PathLike[str] | None = None,
     progress: bool = False,
     generator: torch.Generator | None = None,
     group: ProcessGroup | None = None,
@@ -74,19 +78,22 @@ def gradient(
     per_class: so many deltas, one for each label; each follows the samples of its own y alone, in
     a ball of its own, as if it had been run on them.
     init: goes on from there. progress: a bar with the share of inputs fooled so far.
+    state: a file, written after each epoch; a run that finds it goes on from it, to the same result
+    if the loader is made and seeded as it was.
 
     Under torch.distributed, once the caller has initialised it, the ranks of `group` (None: the
     default one) each give their shard of every global batch and all hold the same delta: a step
     sends one tensor, delta's size and a few counts, in float64. Shards may differ in size and in
-    number of batches; a rank that has run out serves the others' steps. `model` is the module
-    itself, not DistributedDataParallel around it.
+    number of batches; a rank that has run out serves the others' steps. `state` is the first rank's
+    file. `model` is the module itself, not DistributedDataParallel around it.
 
     The gradient is taken at clamp(x + delta) and passes the clamp unchanged: a pixel at its bound
     in one input still votes for where delta goes in the others.
 
     Raises ValueError for a loader without batches, a penalty with another rule, classes with a
     target or without class labels, layers with a target or from delta = 0, a delta that does not
-    fit or tiles in another ball than linf, and where an attack would on a batch.
+    fit or tiles in another ball than linf, a `state` of another run, and where an attack would on a
+    batch.
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
@@ -96,11 +103,33 @@ def gradient(
     ascent = Ascent(attack, init, signs, generator, penalty, form, Ranks(group))
     if layers is not None and init is None and attack.start != "uniform":
         raise ValueError(f"`layers` need a start='uniform' or an `init`, got {attack.start!r}")
-    for epoch in range(epochs):
+    settings = {
+        "algorithm": "gradient", "attack": attack, "loss_cap": loss_cap, "target": target,
+        "classes": classes and list(classes), "layers": layers, "penalty": penalty, "signs": signs,
+        "form": form, "init": digest(None if init is None else init.delta),
+    }  # fmt: skip
+    kept = State(state, {name: str(value) for name, value in settings.items()}, ascent.ranks)
+    for epoch in range(_resume(kept, goal, ascent, loader), epochs):
         hidden = not progress or ascent.ranks.rank > 0
-        bar = tqdm(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
+        bar = along(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
         require_some(_epoch(goal, ascent, bar), again=epoch > 0)
+        tensors, facts = ascent.state
+        kept.keep(tensors, {**facts, "done": epoch + 1})
     return ascent.perturbation
+
+
+def _resume(kept: State, goal: _Goal, ascent: Ascent, loader: Iterable[Batch]) -> int:
+    """How many epochs are done; they are read again, so that the next is as it would have been."""
+    found = kept.kept()
+    if found is None:
+        return 0
+    tensors, facts = found
+    for epoch in range(facts["done"]):
+        for k, batch in enumerate(loader):
+            if epoch + k == 0:
+                ascent.apply(*goal.labelled(*unpack(batch), ascent.form.classes is not None))
+    ascent.go_on(tensors, facts)
+    return int(facts["done"])
 
 
 def _epoch(goal: _Goal, ascent: Ascent, bar: tqdm[Batch]) -> int:

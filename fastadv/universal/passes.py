@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,9 +20,9 @@ from fastadv.reference import box
 from fastadv.universal.batches import Batch, require_loader, samples
 from fastadv.universal.ranks import require_whole
 from fastadv.universal.rates import Rates, predictions, rates_of
+from fastadv.universal.state import State
 
 COUNTS = ("fooled", "wrong")
-_FORMAT = "fastadv.passes.1"
 
 Inner = DeepFool | Attack
 
@@ -152,8 +147,9 @@ class Passes:
         self.name, self.model, self.loader = name, model, loader
         self.delta, self.options = delta, options
         self.judge = loader if options.validation is None else options.validation
-        self.settings = {"algorithm": name, "ball": repr(delta.ball), "count": options.count}
-        self.settings |= {key: repr(value) for key, value in settings.items()}
+        fixed = {"algorithm": name, "ball": repr(delta.ball), "count": options.count}
+        fixed |= {key: repr(value) for key, value in settings.items()}
+        self._state = State(options.state, fixed)
         self.done, self.seen, self.rate = 0, 0, -1.0
         self.best: Tensor | None = None
 
@@ -210,19 +206,11 @@ class Passes:
         return y.long()
 
     def _save(self) -> None:
-        if self.options.state is None:
-            return
         assert self.best is not None
-        facts = {"settings": self.settings, "done": self.done, "rate": self.rate, "seen": self.seen}
+        facts = {"done": self.done, "rate": self.rate, "seen": self.seen}
         facts |= {"seed": self.delta.seed, "solved": self.delta.solved}
-        tensors = {"delta": self.delta.value.cpu().clone(), "best": self.best.cpu()[None].clone()}
-        target = Path(self.options.state)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            save_file(tensors, partial, {"format": _FORMAT, "facts": json.dumps(facts)})
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors = {"delta": self.delta.value, "best": self.best[None]}
+        self._state.keep(tensors, facts)
 
     def _load(self) -> None:
         """Goes on from the state file, if there is one.
@@ -230,15 +218,9 @@ class Passes:
         The passes that are done are read again, not computed: a loader that shuffles, seeded as
         it was, then gives the next pass the order that it would have had.
         """
-        if self.options.state is None or not Path(self.options.state).exists():
+        if (kept := self._state.kept()) is None:
             return
-        facts, tensors = _read(Path(self.options.state))
-        for name in sorted({*self.settings, *facts["settings"]}):
-            was, now = facts["settings"].get(name), self.settings.get(name)
-            if was != now:
-                raise ValueError(
-                    f"`state` must be of this run: its {name} was {was}, now it is {now}"
-                )
+        tensors, facts = kept
         self.done, self.rate, self.seen = facts["done"], facts["rate"], facts["seen"]
         first: Tensor | None = None
         for k in range(self.done):
@@ -254,15 +236,3 @@ class Passes:
             )
         self.delta.value, self.best = tensors["delta"], tensors["best"][0]
         self.delta.seed, self.delta.solved = facts["seed"], facts["solved"]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"`state` must be what such a run saved, got {os.fspath(path)!r}")
-            tensors = {name: file.get_tensor(name) for name in ("delta", "best")}
-    except SafetensorError as error:
-        raise ValueError(f"`state` cannot be read, {os.fspath(path)!r}: {error}") from error
-    return json.loads(metadata["facts"]), tensors

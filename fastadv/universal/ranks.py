@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -29,27 +32,48 @@ class Ranks:
         """Raises ValueError on every rank unless all have the same to say of their first batch."""
         if self.count == 1:
             return
-        said: list[tuple[object, ...] | None] = [None] * self.count
-        dist.all_gather_object(said, mine, group=self.group)
+        said = self.gathered(mine)
         without = [rank for rank, one in enumerate(said) if one is None]
         if without:
             raise ValueError(f"`loader` must give every rank a batch, got none on ranks {without}")
         if len(set(said)) > 1:
             raise ValueError(f"the first batch must be alike on every rank, got {said}")
 
+    def told(self, say: Callable[[], T]) -> T:
+        """What `say` gives on the first rank, or the ValueError that it raises there, on all."""
+        if self.count == 1:
+            return say()
+        said: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                said[0] = say()
+            except (ValueError, OSError) as error:
+                said[1] = str(error)
+        dist.broadcast_object_list(said, self._first, group=self.group)
+        if said[1] is not None:
+            raise ValueError(said[1])
+        told: T = said[0]
+        return told
+
     def totals(self, counts: list[int]) -> list[int]:
         """The sums over the ranks."""
-        if self.count == 1:
-            return counts
-        said: list[list[int]] = [counts] * self.count
-        dist.all_gather_object(said, counts, group=self.group)
-        return [sum(each) for each in zip(*said, strict=True)]
+        return [sum(each) for each in zip(*self.gathered(counts), strict=True)]
+
+    def gathered(self, mine: T) -> list[T]:
+        """What each rank has to say."""
+        said = [mine] * self.count
+        if self.count > 1:
+            dist.all_gather_object(said, mine, group=self.group)
+        return said
 
     def share_(self, t: Tensor) -> None:
         """t <- the first rank's, in place."""
         if self.count > 1:
-            first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
-            dist.broadcast(t, first, group=self.group)
+            dist.broadcast(t, self._first, group=self.group)
+
+    @property
+    def _first(self) -> int:
+        return 0 if self.group is None else dist.get_global_rank(self.group, 0)
 
     def sum_(self, t: Tensor) -> Tensor:
         """t <- its sum over the ranks, the same bits on each."""

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+_MAPS = (
+    ": maps go with universal.segmentation, gradient, fast_feature_fool and gd_uap, and with "
+    "measure_pixels"
+)
+
+
 @dataclass(frozen=True)
 class Rates:
     """fooled: the share whose prediction changes. wrong: the share predicted other than y, None
@@ -79,7 +85,10 @@ def predictions(model: Model, x: Tensor) -> Tensor:  # (N, *shape) -> (N,)
     """The classes that the model says. Raises ValueError for NaN and for other than (N, C)."""
     logits = output(model, x.clone()).detach()  # a model may write on its input
     if logits.shape[:-1] != x.shape[:1]:
-        raise ValueError(f"`model(x)` must be ({len(x)}, classes), got {text(logits.shape)}")
+        raise ValueError(
+            f"`model(x)` must be ({len(x)}, classes), got {text(logits.shape)}"
+            + _MAPS * (logits.dim() == 4)
+        )
     best, label = logits.max(1)  # NaN where any logit is
     if bool((best.isnan() | best.isposinf()).any()):
         raise ValueError("`model(x)` must be numbers, got NaN or +inf")

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fastadv.confusion import Confusion
 from fastadv.labels import ClassLabels
 from fastadv.model import Model, crafting
 from fastadv.objectives import pixels
 from fastadv.perturbation import Perturbation
 from fastadv.problem import output
-from fastadv.universal.batches import Batch, require_loader, samples
+from fastadv.universal.batches import Batch, require_loader, require_some, samples
+from fastadv.universal.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 VOID = -1  # a label without a loss and a gradient: see ops.head
 _CELLS = 1 << 22  # distances at a time
@@ -62,7 +68,8 @@ def goal_of(
     """The goal of a batch. Raises TypeError or ValueError where these do not go together."""
     objective = pixels(ignore_index=ignore_index)
     if logits.dim() != 4:
-        raise ValueError(f"`model(x)` must be (N, classes, H, W), got {tuple(logits.shape)}")
+        hint = ": (N, classes) go with gradient, moosavi and measure" * (logits.dim() == 2)
+        raise ValueError(f"`model(x)` must be (N, classes, H, W), got {tuple(logits.shape)}{hint}")
     prediction = objective.prediction(logits)
     one = logits.new_ones((), dtype=torch.promote_types(logits.dtype, torch.float32))
     if isinstance(target, Remove):
@@ -113,7 +120,8 @@ class PixelRates:
     success: as they are to be: of the target's label, or without a target other than y.
     hidden: of the object's pixels, those of another class than the removed one; preserved: of the
     background's, those that keep their prediction; None without a Remove, or such pixels.
-    samples: of so many.
+    samples: of so many. accuracy, miou: of the pixels' labels y, the share that is predicted, and
+    the mean over the classes of intersection over union; None without labels.
     """
 
     success: float
@@ -121,9 +129,14 @@ class PixelRates:
     hidden: float | None
     preserved: float | None
     samples: int
+    accuracy: float | None = None
+    miou: float | None = None
+    clean_accuracy: float | None = None
+    clean_miou: float | None = None
 
     def __str__(self) -> str:
         more = [("hidden", self.hidden), ("preserved", self.preserved)]
+        more += [("accuracy", self.accuracy), ("mIoU", self.miou)]
         shares = [("success", self.success), ("clean", self.clean), *more]
         known = [f"{name} {share:.3f}" for name, share in shares if share is not None]
         return f"{', '.join(known)}, of {self.samples}"
@@ -137,29 +150,63 @@ def measure_pixels(
     *,
     target: Target = None,
     ignore_index: int = 255,
+    group: ProcessGroup | None = None,
 ) -> PixelRates:
     """How far `uap` makes `model`, in eval mode, see the target over the batches of `loader`.
 
-    Arguments and errors are `segmentation`'s. Of no pixels that count a success is 0.
+    Arguments and errors are `segmentation`'s; y is checked even where there is a target. Of no
+    pixels that count a success is 0. Under torch.distributed the rates are those of all shards.
     """
     require_loader(loader)
     require_target(target)
-    seen, totals = 0, torch.zeros(7, dtype=torch.int64)
+    ranks, count = Ranks(group), _Count(target, ignore_index)
     with torch.no_grad(), crafting(model, "eval"):
-        for x, y in samples(loader, uap.ball):
+        for x, y in samples(loader, uap.ball, some=False):
             logits = output(model, x.clone())  # a model may write on its input
-            goal = goal_of(target, logits, y, ignore_index)
             after = output(model, uap.apply(x).clone())
             if bool((after.isnan() | after.isposinf()).any()):
                 raise ValueError("`model(x)` must be numbers, got NaN or +inf")
-            totals += _counts(goal, logits.argmax(1), after.argmax(1), target).cpu()
-            seen += len(x)
-    count, hits, clean, objects, hidden, rest, kept = totals.tolist()
-    some = max(count, 1)
-    return PixelRates(
-        hits / some, clean / some, hidden / objects if objects else None,
-        kept / rest if rest else None, seen,
-    )  # fmt: skip
+            count.add(logits, after, y)
+    return count.rates(ranks)
+
+
+class _Count:
+    """Pixels, batch after batch; of each label predicted as each, before and after."""
+
+    def __init__(self, target: Target, ignore_index: int) -> None:
+        self.target, self.kind = target, ClassLabels(ignore_index)
+        self.sums = torch.zeros(9, dtype=torch.int64)
+        self.confusions: Tensor | None = None  # (2, C, C)
+
+    def add(self, before: Tensor, after: Tensor, y: Tensor | None) -> None:  # (N, C, H, W)
+        goal = goal_of(self.target, before, y, self.kind.ignore_index)
+        said = [z.argmax(1) for z in (before, after)]
+        labelled = 0 if y is None else len(y)
+        self.sums[:7] += _counts(goal, said[0], said[1], self.target).cpu()
+        self.sums[7:] += torch.tensor([len(before), labelled])
+        if y is not None:
+            pixels(ignore_index=self.kind.ignore_index).check(before, y)
+            counted = self.kind.counted(y)
+            both = [Confusion.of(p, y, counted, before.shape[1]).counts for p in said]
+            more = torch.stack(both)
+            self.confusions = more if self.confusions is None else self.confusions + more
+
+    def rates(self, ranks: Ranks) -> PixelRates:
+        """Of all ranks' pixels."""
+        parts = ranks.gathered((self.sums, self.confusions))
+        *sums, seen, labelled = torch.stack([part[0] for part in parts]).sum(0).tolist()
+        require_some(seen, again=False)
+        count, hits, clean, objects, hidden, rest, kept = sums
+        there = [part[1] for part in parts if part[1] is not None]
+        by: list[float | None] = [None] * 4
+        if labelled == seen:
+            before, after = (Confusion(counts) for counts in torch.stack(there).sum(0))
+            by = [after.pixel_accuracy, after.miou, before.pixel_accuracy, before.miou]
+        some = max(count, 1)
+        return PixelRates(
+            hits / some, clean / some, hidden / objects if objects else None,
+            kept / rest if rest else None, seen, *by,
+        )  # fmt: skip
 
 
 def _counts(goal: Goal, before: Tensor, after: Tensor, target: Target) -> Tensor:  # (7,)

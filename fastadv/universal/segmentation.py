@@ -5,24 +5,30 @@ Hendrik Metzen et al. 1704.05712.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm.auto import tqdm
 
-from fastadv import _checks, ops
+from fastadv import ops
 from fastadv._pixels import maps, rows
 from fastadv.balls import Ball, require_ball
 from fastadv.model import Model, crafting
 from fastadv.perturbation import Perturbation
 from fastadv.problem import NO_GRADIENT, output
 from fastadv.reference_head import CROSS_ENTROPY
-from fastadv.universal.batches import Batch, require_loader, samples
+from fastadv.universal.batches import Batch, require_loader, require_some, samples
+from fastadv.universal.ranks import Ranks
 from fastadv.universal.scenes import VOID, Goal, Remove, Target, goal_of, require_target
+from fastadv.universal.state import State, digest
+from fastadv.universal.tile import Tile
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @torch.inference_mode(False)  # where no gradient could be taken
@@ -39,7 +45,9 @@ def segmentation(
     ignore_index: int = 255,
     batches: int | None = None,
     init: Perturbation | None = None,
+    state: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Perturbation:
     """v <- P(v - step_size * direction(the mean over x of grad J(x + v))), `steps` times, from 0.
 
@@ -55,31 +63,92 @@ def segmentation(
     tile: (h, w); v is a tile of that size, repeated over the image and cut off at its ends, and its
     gradient the sum over the tiles; linf alone.
     batches: so many of the loader to a step, which goes on where the last one ended; None: all, as
-    published. init: goes on from there (of tiles, from the first). progress: a bar with the share
-    of pixels that are as they are to be.
+    published. init: goes on from there. state: a file, written after each step; a run that finds
+    it goes on from it, to the same result if the loader is made and seeded as it was. progress: a
+    bar with the share of pixels that are as they are to be.
+
+    Under torch.distributed the ranks of `group` (None: the default one) each give their shard, in
+    batches of any size and number, and all hold the same v: a step sums the ranks' gradients, one
+    tensor of v's size and a few counts, in float64. `batches` are then each rank's, and `state` is
+    the first rank's file.
 
     The gradient is taken at clamp(x + v) and passes the clamp unchanged. Nothing is random.
     Raises TypeError or ValueError for a target that does not go with the logits, a tile in another
-    norm, numbers that are none, and where an attack would on a batch.
+    norm, numbers that are none, a `state` of another run, and where an attack would on a batch.
     """
     _require(require_ball(ball), steps, tile, confidence, batches)
     require_loader(loader)
     require_target(target)
-    v = _Delta(ball, tile, init)
-    search = _Search(model, target, confidence, ignore_index)
+    ranks = Ranks(group)
     size = ball.radius / 10 if step_size is None else step_size
-    feed = _endless(loader, ball)
-    bar = tqdm(range(steps), disable=not progress, desc="segmentation", unit="step")
+    settings = {
+        "algorithm": "segmentation", "ball": ball, "step_size": size, "tile": tile and tuple(tile),
+        "target": digest(target) if isinstance(target, Tensor) else target,
+        "confidence": confidence, "ignore_index": ignore_index, "batches": batches,
+        "init": digest(None if init is None else init.delta),
+    }  # fmt: skip
+    kept = State(state, {name: str(value) for name, value in settings.items()}, ranks)
+    v = Tile(ball, tile, init, ranks)
+    feed, search = _Feed(loader, ball, batches), _Search(model, target, confidence, ignore_index)
+    done = _resume(kept, v, feed, steps)
+    hidden = not progress or ranks.rank > 0
+    bar = tqdm(range(done, steps), "segmentation", steps, initial=done, unit="step", disable=hidden)
     for k in bar:
-        part = islice(feed, batches) if batches else samples(loader, ball, again=k > 0)
         with torch.no_grad(), crafting(model, "eval"):
-            total = sum(search.gradient(x, y, v.at(x)) for x, y in part)
-        assert isinstance(total, Tensor)
-        if not bool(total.isfinite().all()):
-            raise ValueError("`model` gave NaN or an infinite gradient at a point of the ball")
-        v.step_(total, size)
-        bar.set_postfix(success=f"{search.success() if progress else 0:.3f}", refresh=False)
+            success = _step(v, search, feed, size, again=k > 0)
+        kept.keep({"delta": v.value}, {"done": k + 1})
+        bar.set_postfix(success=f"{success:.3f}", refresh=False)
     return v.perturbation
+
+
+def _step(v: Tile, search: _Search, feed: _Feed, size: float, again: bool) -> float:
+    """v's step along the gradient of all ranks; the share of pixels that were as they are to be."""
+    total: Tensor | None = None
+    for x, y in feed.step():
+        grad = v.gathered(search.gradient(x, y, v.at(x)))
+        total = grad if total is None else total + grad
+    grad, (hits, counted, idle) = v.together(total, search.tally())
+    require_some(not idle, again)
+    if not bool(grad.isfinite().all()):
+        raise ValueError("`model` gave NaN or an infinite gradient at a point of the ball")
+    v.step_(grad, size)
+    return hits / max(counted, 1)
+
+
+def _resume(kept: State, v: Tile, feed: _Feed, steps: int) -> int:
+    """How many steps are done; their batches are read again, so that the next are as they were."""
+    found = kept.kept()
+    if found is None:
+        return 0
+    v.go_on(found[0]["delta"])
+    done = int(found[1]["done"])
+    if done > steps:
+        raise ValueError(f"`state` must be of at most {steps} steps, as `steps` are, got {done}")
+    for _ in range(done):
+        for x, _ in feed.step():
+            v.begin(x)
+    return done
+
+
+class _Feed:
+    """A step's batches: all of the loader, or so many of it, going on where the last ones ended."""
+
+    def __init__(self, loader: Iterable[Batch], ball: Ball, batches: int | None) -> None:
+        self.loader, self.ball, self.batches = loader, ball, batches
+        self._endless = self._again()
+
+    def step(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.batches is None:
+            return samples(self.loader, self.ball, some=False)
+        return islice(self._endless, self.batches)
+
+    def _again(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        seen = 1
+        while seen:
+            seen = 0
+            for x, y in samples(self.loader, self.ball, some=False):
+                seen += len(x)
+                yield x, y
 
 
 def _require(
@@ -100,66 +169,6 @@ def _require(
         raise ValueError(f"`tile` must be (height, width), at least 1, got {tile}")
     if ball.order != "linf":
         raise ValueError(f"`tile` goes with Linf: repeated, it has another norm, got {ball}")
-
-
-def _endless(loader: Iterable[Batch], ball: Ball) -> Iterator[tuple[Tensor, Tensor | None]]:
-    again = False
-    while True:
-        yield from samples(loader, ball, again=again)
-        again = True
-
-
-class _Delta:
-    """v, which takes its shape and dtype from the first batch, and the tile (C, h, w) of it."""
-
-    def __init__(self, ball: Ball, tile: tuple[int, int] | None, init: Perturbation | None) -> None:
-        self.ball, self._size, self._init = ball, tile, init
-        self.free = replace(ball, bounds=None)  # the box is x + v's
-        self._tile: Tensor | None = None
-        self._shape = torch.Size()
-
-    @property
-    def perturbation(self) -> Perturbation:
-        """v as it is now, a copy."""
-        assert self._tile is not None
-        _, height, width = self._shape
-        times = [
-            -(-n // size) for n, size in zip((height, width), self._tile.shape[1:], strict=True)
-        ]
-        return Perturbation(self._tile.repeat(1, *times)[:, :height, :width].clone(), self.ball)
-
-    def at(self, x: Tensor) -> Tensor:  # (N, C, H, W)
-        """clamp(x + v) to the bounds."""
-        if self._tile is None:
-            self._begin(x)
-        return self.perturbation.apply(x)
-
-    def _begin(self, x: Tensor) -> None:
-        if x.dim() != 4:
-            raise ValueError(f"`x` must be (N, C, H, W), got {tuple(x.shape)}")
-        self._shape = x.shape[1:]
-        zeros = torch.zeros_like(x[:1], memory_format=torch.contiguous_format)
-        if self._init is not None:
-            given = self._init.delta.detach().to(x.device, x.dtype)[None]
-            _checks.like(given[0], "init", zeros[0], "x[0]")
-            zeros = self.free.project(given, zeros)
-        height, width = self._size or x.shape[2:]
-        self._tile = zeros[0, :, :height, :width].contiguous()
-
-    def step_(self, grad: Tensor, size: float) -> None:  # (C, H, W)
-        """v <- P(v + size * direction(grad)), the direction of what the tiles' gradients sum to."""
-        assert self._tile is not None
-        channels, height, width = self._tile.shape
-        ends = [-grad.shape[2] % width, -grad.shape[1] % height]
-        parts = functional.pad(grad, (0, ends[0], 0, ends[1]))
-        parts = parts.view(channels, parts.shape[1] // height, height, -1, width).sum((1, 3))
-        ops.universal_(self._tile, _scaled(parts, self._tile), ball=self.free, step_size=size)
-
-
-def _scaled(grad: Tensor, like: Tensor) -> Tensor:
-    """(1, C, h, w) in like's dtype: only its direction counts, and half precision has no 1e-9."""
-    most = grad.abs().max()
-    return (grad / torch.where(most > 0, most, 1))[None].to(like.dtype)
 
 
 class _Search:
@@ -203,8 +212,8 @@ class _Search:
         self._seen += torch.stack([hits.sum(), (goal.labels != VOID).sum()])
         return maps((grad * weights.reshape(-1, 1)).to(z.dtype), z)
 
-    def success(self) -> float:
-        """The share since the last call."""
-        hits, counted = self._seen.tolist()
+    def tally(self) -> list[float]:
+        """How many pixels are as they are to be, and of how many, since the last call."""
+        counts: list[float] = self._seen.tolist()
         self._seen.zero_()
-        return float(hits / max(counted, 1))
+        return counts
