@@ -74,10 +74,31 @@ def test_the_report_names_what_serves_each_layer() -> None:
     assert plain.op.endswith("norm folded + residual + relu")
     assert served["blocks.0.conv1", "gradient"].op.endswith("+ residual + mask")
     strided = served["blocks.2.conv1", "conv"]
-    assert (strided.served_by, strided.why) == ("winograd", "fewest products")
+    assert strided.served_by == "direct"
+    assert "too few for a transform" in strided.why
     assert served["blocks.2.shortcut.0", "gradient"].why == "is not 3x3"
     assert not any("batch norm" in r.op for r in rows)
     assert sum(r.served_by.startswith("winograd") for r in rows) >= 26
+
+
+@native
+@pytest.mark.parametrize("pixels", [16, 15])
+def test_strides_of_two_are_winograds_where_channels_are_many(pixels: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.ReLU(),
+        nn.Conv2d(48, 48, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(48, 10),
+    ).eval()  # fmt: skip
+    x, y = torch.rand(20, 3, pixels, pixels), torch.arange(20) % 10
+    fast = fa.compile(model)
+    found = gradient(fast, x, y)[1]
+    exact = gradient(copy.deepcopy(model).double(), x.double(), y)[1]
+    assert float(per_sample_error(found, exact).median()) <= 1e-5
+    (rows,) = fast.report().graphs.values()
+    served = [r.served_by for r in rows if "48x32x3x3" in r.op]
+    assert served == ["winograd", "winograd"]
 
 
 def test_what_is_not_compiled_says_so() -> None:
