@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from fastadv import _checks, ops
 from fastadv.attack import Attack
-from fastadv.model import Model, crafting
+from fastadv.model import Model, crafting, held
 from fastadv.objectives import as_objective
 from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
@@ -99,10 +99,11 @@ def gradient(
     ascent = Ascent(attack, init, signs, generator, penalty, form, Ranks(group))
     if layers is not None and init is None and attack.start != "uniform":
         raise ValueError(f"`layers` need a start='uniform' or an `init`, got {attack.start!r}")
-    for epoch in range(epochs):
-        hidden = not progress or ascent.ranks.rank > 0
-        bar = tqdm(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
-        require_some(_epoch(goal, ascent, bar), again=epoch > 0)
+    with crafting(model, attack.mode), held(model):
+        for epoch in range(epochs):
+            hidden = not progress or ascent.ranks.rank > 0
+            bar = tqdm(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
+            require_some(_epoch(goal, ascent, bar), again=epoch > 0)
     return ascent.perturbation
 
 
@@ -123,7 +124,8 @@ def _epoch(goal: _Goal, ascent: Ascent, bar: tqdm[Batch]) -> int:
 
 @dataclass(frozen=True)
 class _Goal:
-    """What is ascended: of which objective, with which sign and weight for which sample."""
+    """What is ascended: of which objective, with which sign and weight for which sample. The model
+    is in the attack's mode while it is used."""
 
     attack: Attack
     model: Model
@@ -154,13 +156,13 @@ class _Goal:
         else:
             always |= self.target is None or objective.targeted_needs_y
         if y is None and always:
-            with torch.no_grad(), crafting(self.model, self.attack.mode):
+            with torch.no_grad():
                 y = objective.predict(output(self.model, x.clone()))
         return x, y
 
     def pull(self, x: Tensor, y: Tensor | None, point: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """(gradients at `point` (N, *shape), the samples' weights (N,), how many are fooled)."""
-        with torch.no_grad(), crafting(self.model, self.attack.mode):
+        with torch.no_grad():
             if self.layers is not None:
                 chosen = chosen_layers(self.model, self.layers)
                 assert isinstance(self.model, torch.nn.Module)
