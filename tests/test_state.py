@@ -110,6 +110,7 @@ def test_a_killed_run_goes_on_to_the_same_result(case: str, tmp_path: Path) -> N
     [
         ("momentum", {"rule": fa.Momentum(0.03)}, "its attack was Attack"),
         ("momentum", {"loss_cap": 2.0}, "its loss_cap was None, now it is 2.0"),
+        ("momentum", {"mask": torch.eye(8) > 0}, r"its mask was None, now it is bool \(8, 8\)"),
         ("static", {"target": SCENE.flip(0)}, r"its target was int64 \(6, 8\)"),
         ("static", {"target": None}, "now it is None"),
         ("static", {"init": fa.Perturbation(torch.zeros(3, H, W), fa.Linf(0.1))}, "its init was"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from fastadv import _checks, ops
 from fastadv._bar import along
 from fastadv.attack import Attack
-from fastadv.model import Model, crafting
+from fastadv.model import Model, crafting, held
 from fastadv.objectives import as_objective
 from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
@@ -48,6 +48,7 @@ def gradient(
     signs: bool = False,
     delta_shape: Sequence[int] | None = None,
     offset: Sequence[int] | None = None,
+    mask: Tensor | None = None,
     per_class: int | None = None,
     init: Perturbation | None = None,
     state: str | os.PathLike[str] | None = None,
@@ -75,6 +76,8 @@ def gradient(
     delta_shape: a smaller delta, repeated over the sample as tiles, over which its gradient is
     summed (Metzen et al. 1704.05712), or, with `offset`, a patch placed there once. It
     has as many dimensions as a sample; a 1 for the channels moves all alike.
+    mask: a bool tensor that broadcasts to a sample, as (H, W): nothing moves but where it is true,
+    and delta is (n,), the sample's numbers under it, in a ball of their own; `whole` places them.
     per_class: so many deltas, one for each label; each follows the samples of its own y alone, in
     a ball of its own, as if it had been run on them.
     init: goes on from there. progress: a bar with the share of inputs fooled so far.
@@ -91,30 +94,32 @@ def gradient(
     in one input still votes for where delta goes in the others.
 
     Raises ValueError for a loader without batches, a penalty with another rule, classes with a
-    target or without class labels, layers with a target or from delta = 0, a delta that does not
-    fit or tiles in another ball than linf, a `state` of another run, and where an attack would on a
-    batch.
+    target or without class labels, layers with a target or from delta = 0, a delta or a mask that
+    does not fit or tiles in another ball than linf, a `state` of another run, and where an attack
+    would on a batch.
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
     require_loader(loader)
     goal = _Goal(attack, model, target, classes, layers, loss_cap)
-    form = Form.of(delta_shape, offset, per_class)
+    form = Form.of(delta_shape, offset, per_class, mask)
     ascent = Ascent(attack, init, signs, generator, penalty, form, Ranks(group))
     if layers is not None and init is None and attack.start != "uniform":
         raise ValueError(f"`layers` need a start='uniform' or an `init`, got {attack.start!r}")
     settings = {
         "algorithm": "gradient", "attack": attack, "loss_cap": loss_cap, "target": target,
         "classes": classes and list(classes), "layers": layers, "penalty": penalty, "signs": signs,
-        "form": form, "init": digest(None if init is None else init.delta),
+        "form": replace(form, mask=None), "mask": digest(form.mask),
+        "init": digest(None if init is None else init.delta),
     }  # fmt: skip
     kept = State(state, {name: str(value) for name, value in settings.items()}, ascent.ranks)
-    for epoch in range(_resume(kept, goal, ascent, loader), epochs):
-        hidden = not progress or ascent.ranks.rank > 0
-        bar = along(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
-        require_some(_epoch(goal, ascent, bar), again=epoch > 0)
-        tensors, facts = ascent.state
-        kept.keep(tensors, {**facts, "done": epoch + 1})
+    with crafting(model, attack.mode), held(model):
+        for epoch in range(_resume(kept, goal, ascent, loader), epochs):
+            hidden = not progress or ascent.ranks.rank > 0
+            bar = along(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
+            require_some(_epoch(goal, ascent, bar), again=epoch > 0)
+            tensors, facts = ascent.state
+            kept.keep(tensors, {**facts, "done": epoch + 1})
     return ascent.perturbation
 
 
@@ -149,7 +154,8 @@ def _epoch(goal: _Goal, ascent: Ascent, bar: tqdm[Batch]) -> int:
 
 @dataclass(frozen=True)
 class _Goal:
-    """What is ascended: of which objective, with which sign and weight for which sample."""
+    """What is ascended: of which objective, with which sign and weight for which sample. The model
+    is in the attack's mode while it is used."""
 
     attack: Attack
     model: Model
@@ -174,19 +180,19 @@ class _Goal:
         """The batch, checked; predictions for y where it is needed and not given."""
         objective = as_objective(self.attack.objective)
         _checks.data(x, "x")
-        _checks.inputs(x, self._radius(x), self.attack.ball.bounds_for(x))
+        _checks.inputs(x, self.attack.ball)
         if self.layers is not None:
             always |= self.classes is not None
         else:
             always |= self.target is None or objective.targeted_needs_y
         if y is None and always:
-            with torch.no_grad(), crafting(self.model, self.attack.mode):
+            with torch.no_grad():
                 y = objective.predict(output(self.model, x.clone()))
         return x, y
 
     def pull(self, x: Tensor, y: Tensor | None, point: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """(gradients at `point` (N, *shape), the samples' weights (N,), how many are fooled)."""
-        with torch.no_grad(), crafting(self.model, self.attack.mode):
+        with torch.no_grad():
             if self.layers is not None:
                 chosen = chosen_layers(self.model, self.layers)
                 assert isinstance(self.model, torch.nn.Module)
