@@ -95,6 +95,7 @@ class Compiled(Steady):
         if not self._graphs and not plain:
             notes.append("nothing is compiled before the first forward")
         notes += self._plans.notes + (self._replays.notes if on_device else [])
+        notes += self._plan_notes()
         if self._static_batch:
             notes.append("the model depends on the batch's size: each size is compiled")
         if size := self._weights.bytes:
@@ -102,6 +103,18 @@ class Compiled(Steady):
         if size := self._copies.bytes:
             notes.append(f"copies of weights: {size / 2**20:.1f} MiB, written anew each attack")
         return Report(dict(self._graphs), tuple(notes))
+
+    def _plan_notes(self) -> list[str]:
+        """What became of the gradients that attacks take without autograd."""
+        notes = []
+        for halves in [c.halves for c in self._compilers.values()]:
+            if halves is None:
+                continue
+            for (n, rows), note in halves.plans.notes.items():
+                notes.append(f"plan for {n} sample(s), {rows} tangent(s) of each: {note}")
+            if halves.plans.why_not is not None:
+                notes.append(f"no plan, layer by layer: {halves.plans.why_not}")
+        return notes
 
     def attack_plan(self, attack: Attack, problem: Problem) -> Climb | None:
         """All steps of an attack, from x_adv to its last iterate: as one call, or as replays of a
@@ -123,7 +136,7 @@ class Compiled(Steady):
                 self._replays.wait()
                 self._copies.refresh()
             if not mine:
-                self._weights.held = {}
+                self._weights.hold()
                 self._sure.clear()
             self._held += 1
         self._mine.depth = mine + 1
@@ -154,7 +167,7 @@ class Compiled(Steady):
             halves = self._compilers[key].halves if self._sure.get(key) else None
             if halves is None or not self._agree(halves, key, x, rows):
                 return None
-            return halves.vjp(self.module, x)
+            return halves.vjp(self.module, x, rows)
 
     def _with_gradient(self, x: Tensor) -> Any:
         with torch.enable_grad():
