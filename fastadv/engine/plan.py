@@ -157,6 +157,7 @@ class Plan:
         self.forward, self.backward = _Calls(), _Calls()
         self.tangents: Tensor | None = None
         self.stale = False  # is not to be used again
+        self.bytes = 0  # of its memory, once it is noted
         self.period = halves.forward.weights.period
         given = halves.inputs_of(module, self.x)
         self.kept: list[Tensor] | None = halves.forward.kept(given)  # while the plan is lent
@@ -167,6 +168,7 @@ class Plan:
         self.outputs: Sequence[Any] | None = outputs  # until the backward is noted
         self.logits: Tensor = outputs[0]
         self.foreign = note.foreign
+        self.bytes = self.arena.bytes
 
     def ascend(self, x: Tensor) -> Tensor:
         """The logits at x."""
@@ -200,7 +202,7 @@ class Plan:
             args = [halves.saved_as(one, outputs, self.tangents, n) for one in halves.saved]
             grad: Tensor = halves.backward(*args)[halves.at]
         self.grad = grad.permute(0, 3, 1, 2) if is_gray(self.x) else grad
-        self.outputs, self.foreign = None, note.foreign
+        self.outputs, self.foreign, self.bytes = None, note.foreign, self.arena.bytes
         return self.grad
 
     def _follow(self) -> None:
@@ -248,7 +250,11 @@ class _Loan:
         self.plans, self.key, self.plan, self.contiguous = plans, key, plan, contiguous
 
     def __call__(self, tangents: Tensor) -> Tensor:
-        return self.plan.pull(self.contiguous, tangents)
+        noting = self.plan.outputs is not None
+        grad = self.plan.pull(self.contiguous, tangents)
+        if noting:
+            self.plans.look_at(self.key, self.plan)
+        return grad
 
     def __del__(self) -> None:
         self.plans.give_back(self.key, self.plan)
@@ -264,6 +270,7 @@ class Plans:
     def __init__(self, halves: Halves) -> None:
         self._halves = halves
         self._free: OrderedDict[Key, list[Plan]] = OrderedDict()  # the sizes that came
+        self._bytes = 0  # of those
         self._lock = Lock()
         self.why_not: str | None = None if backend().is_native else "no compiled kernels"
         self.notes: dict[Key, str] = {}
@@ -279,9 +286,10 @@ class Plans:
                 return None
             self._free.move_to_end(key)
             plan = self._free[key].pop() if self._free[key] else None
+            self._bytes -= plan.bytes if plan is not None else 0
         if plan is None:
             plan = Plan(self._halves, module, x)
-            self._look_at(key, plan)
+            self.look_at(key, plan)
             if plan.foreign is not None:
                 return None
         loan = _Loan(self, key, plan, x.is_contiguous())
@@ -291,22 +299,20 @@ class Plans:
         """For the next to come; the sizes that came least lately make room."""
         plan.kept = None
         with self._lock:
-            self._look_at(key, plan)
-            if plan.stale or plan.foreign is not None or plan.arena.bytes > _MOST:
+            if plan.stale or plan.foreign is not None or plan.bytes > _MOST:
                 return
             self._free.setdefault(key, []).append(plan)
-            total = sum(p.arena.bytes for plans in self._free.values() for p in plans)
-            while total > _MOST:
+            self._bytes += plan.bytes
+            while self._bytes > _MOST:
                 oldest = next(plans for plans in self._free.values() if plans)
-                total -= oldest.pop().arena.bytes
+                self._bytes -= oldest.pop().bytes
 
-    def _look_at(self, key: Key, plan: Plan) -> None:
+    def look_at(self, key: Key, plan: Plan) -> None:
         """What `report()` says of a plan."""
-        size = plan.arena.bytes / 2**20
         if plan.foreign is not None:
             self.why_not = f"{plan.foreign} is no kernel of fastadv"
-        elif size * 2**20 > _MOST:
-            self.notes[key] = f"none, its buffers would take {size:.0f} MiB"
+        elif plan.bytes > _MOST:
+            self.notes[key] = f"none, its buffers would take {plan.bytes / 2**20:.0f} MiB"
         else:
             calls = f"{len(plan.forward)} + {len(plan.backward)} kernels"
-            self.notes[key] = f"{calls} in two calls, {size:.1f} MiB"
+            self.notes[key] = f"{calls} in two calls, {plan.bytes / 2**20:.1f} MiB"
