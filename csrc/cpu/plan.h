@@ -1,5 +1,5 @@
-// A plan: the calls of the engine's ops that a gradient was made of, noted once with the memory that
-// they read and wrote, and made again in one call.
+// A plan: the calls of the engine's ops that a gradient was made of, noted once with the memory
+// that they read and wrote, and made again in one call.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,7 @@ struct Pool {
   PoolArgs args;
   bool gradient;
 };
-using Call =
-    std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Pool, ReluArgs, AffineReluArgs>;
+using Call = std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Pool, ReluArgs, AffineReluArgs>;
 
 struct Plan {
   std::vector<Call> calls;

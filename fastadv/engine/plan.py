@@ -8,22 +8,17 @@ have moved since are looked up once an attack.
 
 from __future__ import annotations
 
-import ctypes
 import sys
-import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from threading import Lock
+from collections.abc import Sequence
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv import _build_info
 from fastadv.engine.formats import is_gray, is_image
+from fastadv.engine.noting import Calls, Move
 from fastadv.engine.pool import Pool, pool
 from fastadv.model import Pull
 from fastadv.ops import backend
@@ -33,118 +28,7 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 
-_NOTED = {
-    f"fastadv::{name}_"
-    for name in ("winograd", "direct", "fold", "max_pool", "max_pool_gradient", "relu",
-                 "affine_relu")
-}  # fmt: skip
-_ALLOCATES = ("aten::empty", "aten::set_")  # as pool.py does
-_DIMS = 6
 _MOST = 64 << 20  # bytes of all plans of a gradient: larger ones wait for kernels, not for Python
-
-
-class _Copy(ctypes.Structure):
-    _fields_ = (
-        ("from_", ctypes.c_void_p), ("to", ctypes.c_void_p), ("sizes", ctypes.c_int64 * _DIMS),
-        ("strides", ctypes.c_int64 * _DIMS), ("bytes", ctypes.c_int64),
-    )  # fmt: skip
-
-
-class _Move(ctypes.Structure):
-    _fields_ = (("from_", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("to", ctypes.c_void_p))
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_build_info.read().path("_C")))
-    library.fastadv_plan_new.restype = ctypes.c_void_p
-    library.fastadv_plan_size.restype = ctypes.c_int64
-    for name in ("delete", "note", "size", "run"):
-        getattr(library, f"fastadv_plan_{name}").argtypes = (ctypes.c_void_p,)
-    library.fastadv_plan_move.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Move), ctypes.c_int64)
-    library.fastadv_plan_copy.argtypes = (ctypes.POINTER(_Copy),)
-    return library
-
-
-class _Note(TorchDispatchMode):
-    """Sees what a graph does: kernels of ours note themselves, copies are noted here, views do
-    nothing. `foreign`: the first of what is left, which no plan can do again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.foreign: str | None = None
-
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name, kwargs = func._schema.name, kwargs or {}
-        if name == "aten::clone":
-            copied = _copied(args[0], kwargs.get("memory_format"))
-            if copied is not None:
-                return copied
-        out = func(*args, **kwargs)
-        known = name in _NOTED or name in _ALLOCATES
-        if not known and (func._schema.is_mutable or not _is_view(out, args)):
-            self.foreign = self.foreign or name
-        return out
-
-
-def _is_view(out: Any, args: tuple[Any, ...]) -> bool:
-    """Whether all of an op's results are memory that it was given."""
-    given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
-    outs = out if isinstance(out, (tuple, list)) else (out,)
-    return all(isinstance(t, Tensor) and t.untyped_storage().data_ptr() in given for t in outs)
-
-
-def _copied(x: Tensor, memory_format: torch.memory_format | None) -> Tensor | None:
-    """x.clone(), noted; None where the kernel does not serve."""
-    if memory_format is torch.channels_last:
-        rows = _copied(x.permute(0, 2, 3, 1), torch.contiguous_format)
-        return None if rows is None else rows.permute(0, 3, 1, 2)
-    size, rest = x.element_size(), _DIMS - x.dim()
-    if memory_format is not torch.contiguous_format or rest < 0 or size > 8:
-        return None
-    y = pool.empty(tuple(x.shape), x.dtype)
-    sizes = (*reversed(x.shape), *[1] * rest)
-    strides = (*(size * s for s in reversed(x.stride())), *[0] * rest)
-    fields = (ctypes.c_int64 * _DIMS)(*sizes), (ctypes.c_int64 * _DIMS)(*strides)
-    _check(_library().fastadv_plan_copy(_Copy(x.data_ptr(), y.data_ptr(), *fields, size)))
-    return y
-
-
-def _check(failed: int) -> None:
-    if failed:
-        raise RuntimeError("a plan could not run: memory or a thread was refused")
-
-
-class _Calls:
-    """Noted calls of kernels."""
-
-    def __init__(self) -> None:
-        self._library = _library()
-        self._plan = self._library.fastadv_plan_new()
-        delete = weakref.finalize(self, self._library.fastadv_plan_delete, self._plan)
-        delete.atexit = False  # a thread may still run it
-
-    def __len__(self) -> int:
-        return int(self._library.fastadv_plan_size(self._plan))
-
-    @contextmanager
-    def noting(self, arena: Pool) -> Iterator[_Note]:
-        """This thread's calls are noted, and their memory is the arena's."""
-        self._library.fastadv_plan_note(self._plan)
-        try:
-            with pool.replaced_by(arena), _Note() as note:
-                yield note
-        finally:
-            self._library.fastadv_plan_note(None)
-
-    def run(self) -> None:
-        _check(self._library.fastadv_plan_run(self._plan))
-
-    def move(self, moves: Sequence[_Move]) -> None:
-        array = (_Move * len(moves))(*moves)
-        self._library.fastadv_plan_move(self._plan, array, len(moves))
 
 
 class Plan:
@@ -154,7 +38,7 @@ class Plan:
         self.halves, self.module = halves, module
         self.arena = Pool(0, sys.maxsize)  # it gives back nothing, to which a call may point
         self.x = _rows_like(x, self.arena)
-        self.forward, self.backward = _Calls(), _Calls()
+        self.forward, self.backward = Calls(), Calls()
         self.tangents: Tensor | None = None
         self.stale = False  # is not to be used again
         self.bytes = 0  # of its memory, once it is noted
@@ -215,7 +99,7 @@ class Plan:
         self.kept, self.period = runner.kept(given), period
         before, self.places = self.places, _places(given, self.kept)
         moved = [
-            _Move(was, size, now)
+            Move(was, size, now)
             for (was, size), (now, _) in zip(before, self.places, strict=True)
             if was != now
         ]
@@ -271,16 +155,17 @@ class Plans:
         self._halves = halves
         self._free: OrderedDict[Key, list[Plan]] = OrderedDict()  # the sizes that came
         self._bytes = 0  # of those
-        self._lock = Lock()
+        self._large: set[Key] = set()
+        self._lock = RLock()  # a loan may end wherever Python collects garbage
         self.why_not: str | None = None if backend().is_native else "no compiled kernels"
         self.notes: dict[Key, str] = {}
 
     def vjp(self, module: nn.Module, x: Tensor, rows: int) -> tuple[Tensor, Pull] | None:
         """As Halves.vjp; None: no plan serves."""
         key = len(x), rows
+        if self.why_not is not None or key in self._large or torch._C._len_torch_dispatch_stack():
+            return None  # a mode is to see each kernel
         with self._lock:
-            if self.why_not is not None or self.notes.get(key, "").startswith("none"):
-                return None
             if key not in self._free:
                 self._free[key] = []
                 return None
@@ -299,20 +184,22 @@ class Plans:
         """For the next to come; the sizes that came least lately make room."""
         plan.kept = None
         with self._lock:
-            if plan.stale or plan.foreign is not None or plan.bytes > _MOST:
+            if plan.stale or plan.foreign is not None or key in self._large:
                 return
-            self._free.setdefault(key, []).append(plan)
+            self._free[key].append(plan)
             self._bytes += plan.bytes
             while self._bytes > _MOST:
                 oldest = next(plans for plans in self._free.values() if plans)
                 self._bytes -= oldest.pop().bytes
 
     def look_at(self, key: Key, plan: Plan) -> None:
-        """What `report()` says of a plan."""
+        """Says in `notes` what a plan is, and whether it is one to keep."""
+        size = f"{plan.bytes / 2**20:.1f} MiB"
         if plan.foreign is not None:
             self.why_not = f"{plan.foreign} is no kernel of fastadv"
         elif plan.bytes > _MOST:
-            self.notes[key] = f"none, its buffers would take {plan.bytes / 2**20:.0f} MiB"
+            self._large.add(key)
+            self.notes[key] = f"none, its buffers would take {size}"
         else:
             calls = f"{len(plan.forward)} + {len(plan.backward)} kernels"
-            self.notes[key] = f"{calls} in two calls, {plan.bytes / 2**20:.1f} MiB"
+            self.notes[key] = f"{calls} in two calls, {size}"
