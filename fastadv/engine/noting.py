@@ -48,12 +48,12 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class Note(TorchDispatchMode):
+class Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees what a graph does: kernels of ours note themselves, copies are noted here, views do
     nothing. `foreign`: the first of what is left, which no plan can do again."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.foreign: str | None = None
 
     def __torch_dispatch__(
