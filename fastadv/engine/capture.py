@@ -110,7 +110,7 @@ class Compiled(Steady):
         for halves in [c.halves for c in self._compilers.values()]:
             if halves is None:
                 continue
-            for (n, rows), note in halves.plans.notes.items():
+            for (n, rows), note in list(halves.plans.notes.items()):
                 notes.append(f"plan for {n} sample(s), {rows} tangent(s) of each: {note}")
             if halves.plans.why_not is not None:
                 notes.append(f"no plan, layer by layer: {halves.plans.why_not}")

@@ -67,8 +67,9 @@ def same(found: tuple[Tensor, object], expected: tuple[Tensor, object], by: Tens
     assert grad.stride() == exact.stride()
 
 
-@pytest.mark.parametrize("make", [gray, Residual])
-@pytest.mark.parametrize(("n", "rows"), [(1, 1), (1, 6), (4, 6), (17, 1)])
+@pytest.mark.parametrize(
+    ("make", "n", "rows"), [(gray, 1, 6), (gray, 17, 1), (Residual, 1, 1), (Residual, 4, 6)]
+)
 def test_the_bits_are_those_of_layer_by_layer(make: type[nn.Module], n: int, rows: int) -> None:
     model = make()
     x, _ = data(model, n)
@@ -163,8 +164,7 @@ def test_a_step_allocates_what_it_hands_out_alone() -> None:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             logits, pull = fast.vjp(x, 1)  # type: ignore[misc]
             grad = pull(by)
-        (free,) = [p for p in halves.plans._free.values() if p and len(p[0].x) == 4] or [[]]
-        assert not free  # it is lent
+        assert not any(halves.plans._free.values())  # it is lent
     taken = sum(e.self_cpu_memory_usage for e in seen.events() if e.self_cpu_memory_usage > 0)
     assert 0 < taken <= grad.nbytes + logits.nbytes + 128  # what an allocator rounds up
 
