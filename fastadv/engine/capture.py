@@ -95,7 +95,8 @@ class Compiled(Steady):
         if not self._graphs and not plain:
             notes.append("nothing is compiled before the first forward")
         notes += self._plans.notes + (self._replays.notes if on_device else [])
-        notes += self._plan_notes()
+        halves = [c.halves for c in self._compilers.values() if c.halves is not None]
+        notes += [line for one in halves for line in one.plans.report()]
         if self._static_batch:
             notes.append("the model depends on the batch's size: each size is compiled")
         if size := self._weights.bytes:
@@ -103,18 +104,6 @@ class Compiled(Steady):
         if size := self._copies.bytes:
             notes.append(f"copies of weights: {size / 2**20:.1f} MiB, written anew each attack")
         return Report(dict(self._graphs), tuple(notes))
-
-    def _plan_notes(self) -> list[str]:
-        """What became of the gradients that attacks take without autograd."""
-        notes = []
-        for halves in [c.halves for c in self._compilers.values()]:
-            if halves is None:
-                continue
-            for (n, rows), note in list(halves.plans.notes.items()):
-                notes.append(f"plan for {n} sample(s), {rows} tangent(s) of each: {note}")
-            if halves.plans.why_not is not None:
-                notes.append(f"no plan, layer by layer: {halves.plans.why_not}")
-        return notes
 
     def attack_plan(self, attack: Attack, problem: Problem) -> Climb | None:
         """All steps of an attack, from x_adv to its last iterate: as one call, or as replays of a

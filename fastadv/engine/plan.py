@@ -192,6 +192,14 @@ class Plans:
                 oldest = next(plans for plans in self._free.values() if plans)
                 self._bytes -= oldest.pop().bytes
 
+    def report(self) -> list[str]:
+        """What became of the gradients that attacks take without autograd."""
+        lines = [
+            f"plan for {n} sample(s), {rows} tangent(s) of each: {note}"
+            for (n, rows), note in list(self.notes.items())
+        ]
+        return lines + [f"no plan, layer by layer: {self.why_not}"] * (self.why_not is not None)
+
     def look_at(self, key: Key, plan: Plan) -> None:
         """Says in `notes` what a plan is, and whether it is one to keep."""
         size = f"{plan.bytes / 2**20:.1f} MiB"
