@@ -6,6 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,8 +22,9 @@ _NOTED = {
     for name in ("winograd", "direct", "fold", "max_pool", "max_pool_gradient", "relu",
                  "affine_relu")
 }  # fmt: skip
-_ALLOCATES = ("aten::empty", "aten::set_")  # as pool.py does
+_ALLOCATES = ("aten::empty", "aten::new_empty", "aten::set_")  # as pool.py and calls.py do
 _DIMS = 6
+_LARGEST = 1 << 18  # bytes of a result of ATen's: to copy more takes as long as Python's layer
 
 
 class _Copy(ctypes.Structure):
@@ -49,12 +51,13 @@ def _library() -> ctypes.CDLL:
 
 
 class Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees what a graph does: kernels of ours note themselves, copies are noted here, views do
-    nothing. `foreign`: the first of what is left, which no plan can do again."""
+    """Sees what a graph does: kernels of ours note themselves, copies and ATen's ops are noted
+    here, views do nothing. `refused`: the first op of those that no plan can do again."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.foreign: str | None = None
+        self.calls = calls
+        self.refused: str | None = None
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -65,17 +68,45 @@ class Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if copied is not None:
                 return copied
         out = func(*args, **kwargs)
-        known = name in _NOTED or name in _ALLOCATES
-        if not known and (func._schema.is_mutable or not _is_view(out, args)):
-            self.foreign = self.foreign or name
+        if name in _NOTED or name in _ALLOCATES:
+            return out
+        mutable = func._schema.is_mutable
+        if mutable or not _is_view(out, args):
+            if mutable or torch.Tag.nondeterministic_seeded in func.tags or not _is_small(out):
+                self.refused = self.refused or f"{name} writes, draws or has a large result"
+            self.calls.add(_Aten(func, args, kwargs, out))
         return out
+
+
+@dataclass(frozen=True)
+class _Aten:
+    """An op of ATen's between kernels, and the results that are to be there after it."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def run(self) -> None:
+        found = _all(self.func(*self.args, **self.kwargs))
+        for new, kept in zip(found, _all(self.out), strict=True):
+            if kept is not None:
+                kept.copy_(new)
+
+
+def _all(out: Any) -> tuple[Any, ...]:
+    return tuple(out) if isinstance(out, (tuple, list)) else (out,)
+
+
+def _is_small(out: Any) -> bool:
+    """Whether results are tensors, or none, that are cheap to copy."""
+    return all(t is None or (isinstance(t, Tensor) and t.nbytes <= _LARGEST) for t in _all(out))
 
 
 def _is_view(out: Any, args: tuple[Any, ...]) -> bool:
     """Whether all of an op's results are memory that it was given."""
     given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
-    outs = out if isinstance(out, (tuple, list)) else (out,)
-    return all(isinstance(t, Tensor) and t.untyped_storage().data_ptr() in given for t in outs)
+    return all(isinstance(t, Tensor) and t.untyped_storage().data_ptr() in given for t in _all(out))
 
 
 def _copied(x: Tensor, memory_format: torch.memory_format | None) -> Tensor | None:
@@ -99,7 +130,7 @@ def _check(failed: int) -> None:
         raise RuntimeError("a plan could not run: memory or a thread was refused")
 
 
-class Calls:
+class _Kernels:
     """Noted calls of kernels."""
 
     def __init__(self) -> None:
@@ -111,19 +142,63 @@ class Calls:
     def __len__(self) -> int:
         return int(self._library.fastadv_plan_size(self._plan))
 
-    @contextmanager
-    def noting(self, arena: Pool) -> Iterator[Note]:
-        """This thread's calls are noted, and their memory is the arena's."""
+    def note(self) -> None:
         self._library.fastadv_plan_note(self._plan)
-        try:
-            with pool.replaced_by(arena), Note() as note:
-                yield note
-        finally:
-            self._library.fastadv_plan_note(None)
 
     def run(self) -> None:
         _check(self._library.fastadv_plan_run(self._plan))
 
+    def move(self, moves: Any) -> None:
+        self._library.fastadv_plan_move(self._plan, moves, len(moves))
+
+
+class Calls:
+    """What a graph did: kernels, and where it has them ATen's ops between."""
+
+    def __init__(self) -> None:
+        self._steps: list[_Kernels | _Aten] = []
+
+    @property
+    def kernels(self) -> int:
+        return sum(len(step) for step in self._steps if isinstance(step, _Kernels))
+
+    @property
+    def others(self) -> int:
+        return sum(isinstance(step, _Aten) for step in self._steps)
+
+    @property
+    def bytes(self) -> int:
+        """Of the results of ATen's ops, which are no arena's."""
+        results = (t for step in self._steps if isinstance(step, _Aten) for t in _all(step.out))
+        return sum(t.nbytes for t in results if t is not None)
+
+    @contextmanager
+    def noting(self, arena: Pool) -> Iterator[Note]:
+        """This thread's calls are noted, and their memory is the arena's."""
+        self._begin()
+        try:
+            with pool.replaced_by(arena), Note(self) as note:
+                yield note
+        finally:
+            _library().fastadv_plan_note(None)
+
+    def _begin(self) -> None:
+        kernels = _Kernels()
+        kernels.note()
+        self._steps.append(kernels)
+
+    def add(self, op: _Aten) -> None:
+        """What follows comes after it."""
+        self._steps = [step for step in self._steps if isinstance(step, _Aten) or len(step)]
+        self._steps.append(op)
+        self._begin()
+
+    def run(self) -> None:
+        for step in self._steps:
+            step.run()
+
     def move(self, moves: Sequence[Move]) -> None:
         array = (Move * len(moves))(*moves)
-        self._library.fastadv_plan_move(self._plan, array, len(moves))
+        for step in self._steps:
+            if isinstance(step, _Kernels):
+                step.move(array)

@@ -2,8 +2,9 @@
 
 Layer by layer (halves.py) Python takes 20 us a kernel: on LeNet, one sample, more than the kernels.
 So what a forward and its backward do is noted once, in memory that is the plan's own, and from then
-on csrc/cpu/plan.cpp does it again: nothing is allocated but what is handed out. Packed weights that
-have moved since are looked up once an attack.
+on csrc/cpu/plan.cpp does it again: a gradient of one sample is 1.5 times as fast, of 64 it is 1.04
+times. Nothing is allocated but what is handed out and, where ATen's ops stand between the kernels,
+their results. Packed weights that have moved are looked up once an attack.
 """
 
 from __future__ import annotations
@@ -51,12 +52,11 @@ class Plan:
             outputs = halves.forward.module(*given, *self.kept)
         self.outputs: Sequence[Any] | None = outputs  # until the backward is noted
         self.logits: Tensor = outputs[0]
-        self.foreign = note.foreign
-        self.bytes = self.arena.bytes
+        self.refused = note.refused
+        self.bytes = self.arena.bytes + self.forward.bytes
 
     def ascend(self, x: Tensor) -> Tensor:
         """The logits at x."""
-        self._follow()
         self.x.copy_(x)
         self.forward.run()
         return self.logits.clone()
@@ -86,15 +86,22 @@ class Plan:
             args = [halves.saved_as(one, outputs, self.tangents, n) for one in halves.saved]
             grad: Tensor = halves.backward(*args)[halves.at]
         self.grad = grad.permute(0, 3, 1, 2) if is_gray(self.x) else grad
-        self.outputs, self.foreign, self.bytes = None, note.foreign, self.arena.bytes
+        self.outputs, self.refused = None, note.refused or self._why_not()
+        self.bytes = self.arena.bytes + self.forward.bytes + self.backward.bytes
         return self.grad
 
-    def _follow(self) -> None:
-        """The weights' present places, looked up once in an attack."""
+    def _why_not(self) -> str | None:
+        others = self.forward.others + self.backward.others
+        kernels = self.forward.kernels + self.backward.kernels
+        return f"{others} ops of ATen's beside {kernels} kernels" if others > kernels else None
+
+    def follow(self) -> bool:
+        """Whether the weights stand where they did, or were followed to where they are now: looked
+        up once in an attack. ATen's ops hold on to the tensors that they were given."""
         runner, period = self.halves.forward, self.halves.forward.weights.period
         self.kept = (runner.weights.held or {}).get(runner)
         if self.period == period and self.kept is not None:
-            return
+            return True
         given = self.halves.inputs_of(self.module, self.x)
         self.kept, self.period = runner.kept(given), period
         before, self.places = self.places, _places(given, self.kept)
@@ -106,8 +113,8 @@ class Plan:
         if moved:
             self.forward.move(moved)
             self.backward.move(moved)
-            self.stale = self.outputs is not None  # what is to be noted are the weights of then
-            self.outputs = None
+        # Where the backward is still to be noted, it would be with the weights of then.
+        return not moved or not (self.forward.others or self.backward.others or self.outputs)
 
 
 def _places(given: Sequence[Any], kept: Sequence[Tensor]) -> list[tuple[int, int]]:
@@ -172,10 +179,10 @@ class Plans:
             self._free.move_to_end(key)
             plan = self._free[key].pop() if self._free[key] else None
             self._bytes -= plan.bytes if plan is not None else 0
-        if plan is None:
+        if plan is None or not plan.follow():
             plan = Plan(self._halves, module, x)
             self.look_at(key, plan)
-            if plan.foreign is not None:
+            if plan.refused is not None:
                 return None
         loan = _Loan(self, key, plan, x.is_contiguous())
         return plan.ascend(x), loan
@@ -184,7 +191,7 @@ class Plans:
         """For the next to come; the sizes that came least lately make room."""
         plan.kept = None
         with self._lock:
-            if plan.stale or plan.foreign is not None or key in self._large:
+            if plan.stale or plan.refused is not None or key in self._large:
                 return
             self._free[key].append(plan)
             self._bytes += plan.bytes
@@ -203,11 +210,12 @@ class Plans:
     def look_at(self, key: Key, plan: Plan) -> None:
         """Says in `notes` what a plan is, and whether it is one to keep."""
         size = f"{plan.bytes / 2**20:.1f} MiB"
-        if plan.foreign is not None:
-            self.why_not = f"{plan.foreign} is no kernel of fastadv"
+        if plan.refused is not None:
+            self.why_not = plan.refused
         elif plan.bytes > _MOST:
             self._large.add(key)
             self.notes[key] = f"none, its buffers would take {size}"
         else:
-            calls = f"{len(plan.forward)} + {len(plan.backward)} kernels"
-            self.notes[key] = f"{calls} in two calls, {size}"
+            ours, others = (plan.forward, plan.backward), plan.forward.others + plan.backward.others
+            between = f"with {others} of ATen's between" if others else "in two calls"
+            self.notes[key] = f"{ours[0].kernels} + {ours[1].kernels} kernels {between}, {size}"

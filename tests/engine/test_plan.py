@@ -170,23 +170,64 @@ def test_a_step_allocates_what_it_hands_out_alone() -> None:
 
 
 class Odd(nn.Module):
-    """A layer that is none of the engine's."""
+    """Layers that are none of the engine's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = gray()
+        self.net, self.gain = gray(), nn.Parameter(torch.rand(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(torch.tanh(x))
+        return torch.tanh(self.net(x) * self.gain)
+
+
+class Noisy(Odd):
+    """And one that draws."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        return logits + 0 * torch.rand_like(logits)
+
+
+def test_atens_ops_come_between_kernels() -> None:
+    model, x, by = Odd(), torch.rand(4, 1, 16, 16), torch.randn(8, 10)
+    with attacked(model, x, 2) as (fast, halves):
+        found = fast.vjp(1 - x, 2)
+        assert isinstance(found[1], plan._Loan)  # type: ignore[index]
+        same(found, halves.by_layer(model, 1 - x), by)  # type: ignore[arg-type]
+        found = fast.vjp(1 - x, 2)
+        same(found, halves.by_layer(model, 1 - x), by)  # type: ignore[arg-type]
+    model.gain = nn.Parameter(torch.tensor(0.5))
+    with fast.held(), torch.no_grad():
+        found = fast.vjp(x, 2, probe=True)
+        same(found, halves.by_layer(model, x), by)  # type: ignore[arg-type]
+    assert "of ATen's between" in str(fast.report())
 
 
 def test_what_no_plan_can_do_goes_layer_by_layer() -> None:
     x = torch.rand(4, 1, 16, 16)
-    with attacked(Odd(), x) as (fast, _):
+    with attacked(Noisy(), x) as (fast, _):
         logits, pull = fast.vjp(x, 1)  # type: ignore[misc]
         assert not isinstance(pull, plan._Loan)
         torch.testing.assert_close(logits, fast.module(x), rtol=1e-4, atol=1e-5)
-    assert "no plan, layer by layer: aten::tanh is no kernel" in str(fast.report())
+    assert "no plan, layer by layer: aten::rand_like" in str(fast.report())
+
+
+class Many(Odd):
+    """And so many that Python is no longer what costs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        for _ in range(12):
+            logits = torch.tanh(logits)
+        return logits
+
+
+def test_few_kernels_among_atens_ops_are_no_plan() -> None:
+    x = torch.rand(4, 1, 16, 16)
+    with attacked(Many(), x) as (fast, _):
+        fast.vjp(x, 1)[1](torch.ones(4, 10))  # type: ignore[index]
+        assert not isinstance(fast.vjp(x, 1)[1], plan._Loan)  # type: ignore[index]
+    assert "24 ops of ATen's beside" in str(fast.report())
 
 
 def test_large_buffers_have_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
