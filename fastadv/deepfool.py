@@ -132,7 +132,7 @@ class Search:
 
     def climb(self, model: Model) -> None:
         """Steps until every sample is across or has used its steps."""
-        todo = torch.arange(len(self.x), device=self.x.device)
+        todo: Tensor | None = None  # the samples that are not across; None: all
         for k in range(self.rule.steps + 1):
             logits, pull = self._forward(model, todo)
             best, said = logits.detach().max(1)  # NaN where any logit is
@@ -140,26 +140,29 @@ class Search:
                 self._rank(logits.detach())
             if bool(best.isnan().any()):
                 raise ValueError(_NAN)
-            fooled = said != self.order[todo, 0]
-            if bool(fooled.any()):
-                self.success[todo[fooled]] = True
-                todo = todo[~fooled]
-            if k == self.rule.steps or len(todo) == 0:
+            fooled = said != _of(self.order, todo)[:, 0]
+            if crossed := bool(fooled.any()):
+                left = (~fooled).nonzero()[:, 0]
+                if todo is None:
+                    self.success, todo = fooled, left
+                else:
+                    self.success[todo], todo = fooled, todo[left]
+            if k == self.rule.steps or (todo is not None and len(todo) == 0):
                 return
-            if len(todo) < len(logits):  # cheaper than a backward a class through those done
+            if crossed:  # cheaper than a backward a class through those done
                 logits, pull = self._forward(model, todo)
             self._step(todo, logits.detach(), pull)
 
-    def _forward(self, model: Model, todo: Tensor) -> tuple[Tensor, Pull]:
+    def _forward(self, model: Model, todo: Tensor | None) -> tuple[Tensor, Pull]:
         """(logits, their pullback) at x_adv of the samples `todo`."""
-        point = self.x_adv if len(todo) == len(self.x) else self.x_adv[todo]
+        point = _of(self.x_adv, todo)
         logits, pull = _pulled(model, point, self.rule.classes - 1)
-        if len(logits) != len(todo) or logits.dim() != 2 or logits.shape[1] < 2:
+        if len(logits) != len(point) or logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(
-                f"`model(x)` must be ({len(todo)}, classes), two or more, "
+                f"`model(x)` must be ({len(point)}, classes), two or more, "
                 f"got {_checks.text(logits.shape)}" + _MAPS * (logits.dim() == 4)
             )
-        self.forwards += len(todo)
+        self.forwards += len(point)
         return logits, pull
 
     def _rank(self, logits: Tensor) -> None:
@@ -171,30 +174,28 @@ class Search:
                 cross_entropy.check(logits, self.y)
             self.order[:, 0] = self.y
 
-    def _step(self, todo: Tensor, logits: Tensor, pull: Pull) -> None:
+    def _step(self, todo: Tensor | None, logits: Tensor, pull: Pull) -> None:
         """r moves across the nearest of the boundaries as they look from x_adv."""
-        order = self.order[todo]
+        order = _of(self.order, todo)
         z = logits.to(self.r.dtype).gather(1, order)
         w = pull(_differences(logits, order)).to(self.r.dtype).flatten(2)  # (M, K - 1, d)
         size = torch.linalg.vector_norm(w, _DUAL[self.rule.norm], dim=2)
         away = (z[:, 1:] - z[:, :1]).abs()
-        distance = torch.where(size == 0, math.inf, away / size)
-        if bool(distance.isnan().any()):
+        nearest, k = torch.where(size == 0, math.inf, away / size).min(1, keepdim=True)
+        if bool(nearest.isnan().any()):  # where any distance is
             raise ValueError(_NAN)
-        nearest, k = distance.min(1)
-        direction = w[torch.arange(len(k), device=k.device), k]
+        direction = w[torch.arange(len(k), device=k.device), k[:, 0]]
+        length = nearest + _NUDGE
         if self.rule.norm == "l2":
-            direction = direction / size.gather(1, k[:, None])
+            length /= size.gather(1, k)
         else:
             direction = direction.sign()
-        length = nearest + _NUDGE
-        move = torch.where(length.isinf()[:, None], 0, length[:, None] * direction)  # w = 0
-        self._move(todo, move.view(len(todo), *self.x.shape[1:]))
+        move = torch.where(nearest.isinf(), 0, length * direction)  # w = 0
+        self._move(todo, move.view(len(k), *self.x.shape[1:]))
 
-    def _move(self, todo: Tensor, move: Tensor) -> None:
-        every = len(todo) == len(self.x)
-        x, r = (self.x, self.r) if every else (self.x[todo], self.r[todo])
-        origin, r = x.to(r.dtype), r + move
+    def _move(self, todo: Tensor | None, move: Tensor) -> None:
+        x = _of(self.x, todo)
+        origin, r = x.to(move.dtype), _of(self.r, todo) + move
         bounds = self.rule.ball.bounds_for(x)
         if bounds is not None:
             lower, upper = (bound - origin for bound in box(bounds, origin))
@@ -202,11 +203,17 @@ class Search:
         point = (origin + self.rule.overshoot * r).to(x.dtype)
         if bounds is not None:  # what roundings left of it
             ops.project_(point, x, ball=self.rule.ball)
-        if every:
+        if todo is None:
             self.x_adv, self.r = point, r
+            self.steps += 1
         else:
             self.x_adv[todo], self.r[todo] = point, r
-        self.steps[todo] += 1
+            self.steps[todo] += 1
+
+
+def _of(values: Tensor, todo: Tensor | None) -> Tensor:
+    """Those of the samples `todo`."""
+    return values if todo is None else values[todo]
 
 
 def _differences(logits: Tensor, order: Tensor) -> Tensor:

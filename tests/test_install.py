@@ -47,7 +47,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "fastadv/__init__.py").write_text(opening() + '__version__ = "0.1.0"\n')
     (tree / "README.md").write_text("A stand-in.\n")
     (tree / "csrc/cpu").mkdir(parents=True)
-    for name in ("cpu/dispatch.cpp", "cpu/run.cpp", "cpu/table.cpp", "register.cpp", "python.cpp"):
+    for name in (
+        "cpu/dispatch.cpp",
+        "cpu/plan.cpp",
+        "cpu/run.cpp",
+        "cpu/table.cpp",
+        "register.cpp",
+        "python.cpp",
+    ):
         (tree / "csrc" / name).write_text("// nothing\n")
     return tree
 

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "plan.h"
+
 namespace fastadv {
 namespace {
 
@@ -108,6 +110,7 @@ void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor par
 // used often. Few blocks are cut by outputs too, for the threads. No choice changes a result's
 // bits.
 void run_winograd(WinogradArgs args, ParallelFor parallel) {
+  note(args);
   const int64_t tile = args.form == kStridedGradient ? 8 : 4;
   const int64_t parts = args.form == kPlain ? 36 : 81;
   const int64_t tiles =
@@ -140,6 +143,7 @@ void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel)
 // A block's sums and gathered pixels stay in half of an L2 cache; rows in sevens, as gemm.h takes
 // them. Its size changes no result's bits.
 void run_direct(DirectArgs args, ParallelFor parallel) {
+  note(args);
   const int64_t pixels = args.samples * args.rows * args.columns;
   if (pixels <= 0) return;
   const int64_t width = (args.outputs + kPanel - 1) / kPanel * kPanel;
@@ -157,6 +161,7 @@ void run_direct(DirectArgs args, ParallelFor parallel) {
 // bands multiply the rows between them twice; few large samples are cut nevertheless, for the
 // threads. No choice changes a result's bits.
 void run_fold(DirectArgs args, ParallelFor parallel) {
+  note(Fold{args});
   if (args.samples * args.rows * args.columns <= 0) return;
   const int64_t channels = std::min(args.outputs, kFoldChannels);
   const int64_t blocks = (args.outputs + kFoldChannels - 1) / kFoldChannels;
@@ -177,18 +182,21 @@ void run_fold(DirectArgs args, ParallelFor parallel) {
 }
 
 void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel) {
+  note(Pool{args, gradient});
   const PoolKernel kernel = gradient ? kernels().max_pool_gradient : kernels().max_pool;
   over(args.samples * args.rows, samples_a_grain(args.columns * args.outputs), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 void run_affine_relu(const AffineReluArgs& args, ParallelFor parallel) {
+  note(args);
   const AffineReluKernel kernel = kernels().affine_relu;
   over(args.pixels, samples_a_grain(args.channels), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 void run_relu(const ReluArgs& args, ParallelFor parallel) {
+  note(args);
   const ReluKernel kernel = kernels().relu;
   over(args.pixels, samples_a_grain(args.channels), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });

@@ -41,7 +41,7 @@ class Compiler:
         self.writes_on_copies |= writes_on_copies(graph.graph)
         sources = [self._name(n) for n in graph.graph.nodes if n.op == "placeholder"]
         rewritten: list[bool] = []
-        runners: list[tuple[_Runner, fx.Graph]] = []
+        runners: list[tuple[Runner, fx.Graph]] = []
         simple = _is_whole_model()
 
         def partition(joint: fx.GraphModule, args: Any, **options: Any) -> Any:
@@ -52,7 +52,7 @@ class Compiler:
         def forward(module: fx.GraphModule, args: Any) -> Callable[..., Any]:
             if not rewritten:  # no gradient is asked for: no joint graph, no partition
                 self._rewrite(module, sources)
-            runners.append((_Runner(module, sources, self.weights), module.graph))
+            runners.append((Runner(module, sources, self.weights), module.graph))
             return runners[0][0]
 
         def backward(module: fx.GraphModule, args: Any) -> Callable[..., Any]:
@@ -150,7 +150,7 @@ def _boxed(run: Any) -> Callable[..., Any]:
     return call
 
 
-class _Runner:
+class Runner:
     """A forward graph whose functions of weights alone are taken out, and their values kept."""
 
     _boxed_call = True
@@ -171,6 +171,10 @@ class _Runner:
     def __call__(self, args: list[Any]) -> Any:
         given = list(args)
         args.clear()
+        return self.module(*given, *self.kept(given))
+
+    def kept(self, given: list[Any]) -> list[Tensor]:
+        """The functions' values, for the weights among the inputs."""
         with self.weights.lock:
             held = self.weights.held
             kept = held.get(self) if held is not None else None
@@ -178,7 +182,7 @@ class _Runner:
                 kept = self._values(given)
                 if held is not None:
                     held[self] = kept
-        return self.module(*given, *kept)
+        return kept
 
     def _values(self, given: list[Any]) -> list[Tensor]:
         tensors = {node: given[self.index[node]] for node in self.sources}

@@ -17,11 +17,18 @@ _POINT: Geometry = ((1, 1), (1, 1), (0, 0), (1, 1))
 
 def _rows(x: Tensor) -> Tensor:
     """(N, C, H, W) to (N, H, W, C), contiguous; a copy if the memory is in another order."""
+    if x.dim() == 2:  # images of one pixel
+        return x.contiguous()[:, None, None]
     return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _images(y: Tensor) -> Tensor:
     return y.permute(0, 3, 1, 2)
+
+
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    """y (N, H, W, C) as images or, where x is, as rows."""
+    return y.flatten(1) if x.dim() == 2 else _images(y)
 
 
 def _signs_like(y: Tensor) -> Tensor:
@@ -169,7 +176,7 @@ def rectify(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     y = pool.empty(tuple(rows.shape), torch.float32)
     signs = _signs_like(y)
     _ops.relu_(y, signs, rows, None if residual is None else _rows(residual), None)
-    return _images(y), signs
+    return _like(x, y), signs
 
 
 def masked(grad: Tensor, residual: Tensor | None, mask: Tensor) -> Tensor:
@@ -177,7 +184,7 @@ def masked(grad: Tensor, residual: Tensor | None, mask: Tensor) -> Tensor:
     rows = _rows(grad)
     y = pool.empty(tuple(rows.shape), torch.float32)
     _ops.relu_(y, None, rows, None if residual is None else _rows(residual), mask)
-    return _images(y)
+    return _like(grad, y)
 
 
 def norm_rectify(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

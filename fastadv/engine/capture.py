@@ -95,6 +95,8 @@ class Compiled(Steady):
         if not self._graphs and not plain:
             notes.append("nothing is compiled before the first forward")
         notes += self._plans.notes + (self._replays.notes if on_device else [])
+        halves = [c.halves for c in self._compilers.values() if c.halves is not None]
+        notes += [line for one in halves for line in one.plans.report()]
         if self._static_batch:
             notes.append("the model depends on the batch's size: each size is compiled")
         if size := self._weights.bytes:
@@ -123,7 +125,7 @@ class Compiled(Steady):
                 self._replays.wait()
                 self._copies.refresh()
             if not mine:
-                self._weights.held = {}
+                self._weights.hold()
                 self._sure.clear()
             self._held += 1
         self._mine.depth = mine + 1
@@ -154,7 +156,7 @@ class Compiled(Steady):
             halves = self._compilers[key].halves if self._sure.get(key) else None
             if halves is None or not self._agree(halves, key, x, rows):
                 return None
-            return halves.vjp(self.module, x)
+            return halves.vjp(self.module, x, rows)
 
     def _with_gradient(self, x: Tensor) -> Any:
         with torch.enable_grad():
@@ -257,7 +259,7 @@ class Compiled(Steady):
 
     def _marked(self, x: Tensor) -> Tensor:
         """x, of which only the batch's size may differ in a variant."""
-        x = x.view_as(x)
+        x = torch.ops.aten.alias(x)  # a view gives one sample strides that are not channels last
         least, most = _BATCHES[_batch_class(len(x))]
         if inductor.serves(x):
             return x  # inductor compiles the first size by itself, and a second one for any

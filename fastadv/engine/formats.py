@@ -41,9 +41,12 @@ class ChannelsLast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.contiguous = x.is_contiguous()
-        # With one channel, or one pixel, a format has many strides: these are the kernels'.
-        if x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last):
-            return x.view_as(x)
+        # With one sample, channel or pixel a format has many strides: these are the kernels', and
+        # an alias keeps them, where a view of one sample does not.
+        whole = x.stride()[:2] == (x.shape[1:].numel(), 1)
+        if whole and x.is_contiguous(memory_format=torch.channels_last):
+            alias: Tensor = torch.ops.aten.alias(x)
+            return alias
         return x.clone(memory_format=torch.channels_last)
 
     @staticmethod

@@ -59,9 +59,21 @@ def is_channels_last(t: object) -> bool:
     )
 
 
+def is_rows(t: object) -> bool:
+    """What a linear layer gives of float32 on the CPU, one row a sample: images of one pixel."""
+    return (
+        isinstance(t, Tensor)
+        and t.dim() == 2
+        and t.dtype == torch.float32
+        and t.device.type == "cpu"
+        and isinstance(t.shape[1], int)
+        and t.is_contiguous()
+    )
+
+
 def signs_of(y: Any) -> Tensor:
-    """What a ReLU's signs look like, a bit a number of y (N, C, H, W)."""
-    n, channels, height, width = y.shape
+    """What a ReLU's signs look like, a bit a number of y (N, C, H, W), or (N, C)."""
+    n, channels, height, width = (*y.shape, 1, 1)[:4]
     signs: Tensor = y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)
     return signs
 

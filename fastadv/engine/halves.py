@@ -8,15 +8,19 @@ backwards at once: DeepFool's gradients of all classes at a sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastadv.engine.formats import is_gray, is_image
+from fastadv.engine.plan import Plans
 from fastadv.model import Pull
+
+if TYPE_CHECKING:
+    from fastadv.engine.backend import Runner
 
 _PART = re.compile(r"_(modules|parameters|buffers)\['([^']+)'\]")
 _PLACE = re.compile(rf"L\['module'\](?:\.{_PART.pattern})+")  # of a registered weight
@@ -37,7 +41,7 @@ class Halves:
 
     def __init__(
         self,
-        forward: Callable[[list[Any]], Sequence[Any]],
+        forward: Runner,
         backward: fx.GraphModule,
         inputs: Sequence[str],  # "x", "size", or where a weight stands
         saved: Sequence[_Saved],
@@ -46,15 +50,21 @@ class Halves:
         self.forward, self.backward = forward, backward
         self.inputs, self.saved, self.size = inputs, saved, size
         self.at = inputs.index(_X)
+        self.plans = Plans(self)
 
-    def vjp(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
-        """(logits (N, classes) at x, their pullback, of however many tangents a sample)."""
-        outputs = self.forward([self._input(module, source, x) for source in self.inputs])
+    def vjp(self, module: nn.Module, x: Tensor, rows: int = 1) -> tuple[Tensor, Pull]:
+        """(logits (N, classes) at x, their pullback), of `rows` tangents a sample, or of others:
+        by a plan or, where there is none, layer by layer; the same bits."""
+        planned = self.plans.vjp(module, x, rows)
+        return planned if planned is not None else self.by_layer(module, x)
+
+    def by_layer(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
+        """vjp, each kernel called from Python."""
+        outputs = self.forward(self.inputs_of(module, x))
 
         def pull(tangents: Tensor) -> Tensor:
-            if self.size is None and len(tangents) > 1:
-                raise ValueError(f"`tangents` must be of one row, got {len(tangents)}")
-            args = [self._saved(one, outputs, tangents, len(x)) for one in self.saved]
+            self.require_rows(len(tangents))
+            args = [self.saved_as(one, outputs, tangents, len(x)) for one in self.saved]
             found = self.backward(*args)
             grad: Tensor = found[self.at]
             return _as_given(x, grad)
@@ -62,9 +72,14 @@ class Halves:
         logits: Tensor = outputs[0]
         return logits, pull
 
+    def require_rows(self, tangents: int) -> None:
+        """Raises where a graph of one sample is to take more tangents than one."""
+        if self.size is None and tangents > 1:
+            raise ValueError(f"`tangents` must be of one row, got {tangents}")
+
     def fit(self, module: nn.Module, x: Tensor, y: Tensor, rows: int) -> bool:
         """Whether the logits are y, and `rows` tangents at once give what one by one do."""
-        logits, pull = self.vjp(module, x)
+        logits, pull = self.by_layer(module, x)
         if logits.dim() != 2 or not _near(logits, y):
             return False
         if rows == 1 or self.size is None:
@@ -75,12 +90,17 @@ class Halves:
         apart = torch.stack([pull(one).flatten(1) for one in tangents.unbind(1)], 1)
         return _near(together, apart)
 
+    def inputs_of(self, module: nn.Module, x: Tensor) -> list[Any]:
+        """What the forward is given."""
+        return [self._input(module, source, x) for source in self.inputs]
+
     def _input(self, module: nn.Module, source: str, x: Tensor) -> Any:
         if source == _SIZE:
             return len(x)
         return _as_rows(x) if source == _X else weight_at(module, source)
 
-    def _saved(self, one: _Saved, outputs: Sequence[Any], tangents: Tensor, n: int) -> Any:
+    def saved_as(self, one: _Saved, outputs: Sequence[Any], tangents: Tensor, n: int) -> Any:
+        """What the backward is given of a forward of n samples."""
         if one.output is None:
             return tangents.contiguous()
         if one.count is not None:
@@ -125,7 +145,7 @@ def weight_at(module: nn.Module, source: str) -> Tensor:
 
 
 def joined(
-    forward: Callable[[list[Any]], Sequence[Any]],
+    forward: Runner,
     graph: fx.Graph,  # the forward's
     backward: fx.GraphModule,
     sources: Sequence[str | None],

@@ -7,7 +7,9 @@ kept alive, and threads side by side, each have their own.
 
 from __future__ import annotations
 
-from threading import Lock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -29,26 +31,44 @@ class _Buffer:
 
 
 class Pool:
-    def __init__(self) -> None:
+    def __init__(self, small: int = _SMALL, kept: int = _KEPT) -> None:
         self._buffers: dict[int, list[_Buffer]] = {}
         self._lock = Lock()
         self._leases = 0
+        self._small, self._kept = small, kept
+        self._mine = local()  # the pool that lends in this one's place, to a thread
+
+    @property
+    def bytes(self) -> int:
+        return sum(b.storage.nbytes() for buffers in self._buffers.values() for b in buffers)
+
+    @contextmanager
+    def replaced_by(self, other: Pool) -> Iterator[None]:
+        """What this thread asks for meanwhile is the other pool's."""
+        self._mine.other = other
+        try:
+            yield
+        finally:
+            self._mine.other = None
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor, uninitialised, whose memory comes back when no one holds it."""
+        if (other := getattr(self._mine, "other", None)) is not None:
+            lent: Tensor = other.empty(shape, dtype)
+            return lent
         size = dtype.itemsize
         strides: list[int] = []
         for extent in reversed(shape):
             strides.insert(0, size // dtype.itemsize)
             size *= extent
-        if size < _SMALL:
+        if size < self._small:
             return torch.empty(shape, dtype=dtype)
         with self._lock:
             storage = self._take(size)
             return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)
 
     def _take(self, size: int) -> torch.UntypedStorage:
-        step = 1 << (size.bit_length() - 3)  # an eighth of the size at most is left unused
+        step = 1 << max(0, size.bit_length() - 3)  # an eighth of the size at most is left unused
         size = -(-size // step) * step
         self._leases += 1
         buffers = self._buffers.setdefault(size, [])
@@ -61,7 +81,7 @@ class Pool:
         return found.storage
 
     def _give_back(self) -> None:
-        oldest = self._leases - _KEPT
+        oldest = self._leases - self._kept
         for size, buffers in list(self._buffers.items()):
             kept = [b for b in buffers if b.last > oldest or not b.free]
             self._buffers[size] = kept

@@ -26,6 +26,7 @@ from fastadv.engine.graph import (
     gradient_tail,
     insert,
     is_channels_last,
+    is_rows,
     item,
     only_user,
     relax_views,
@@ -152,11 +153,11 @@ def _replace_relu(relu: fx.Node, both: fx.Node) -> None:
 
 def _rectify(relu: fx.Node) -> None:
     """A ReLU that no convolution took: one pass, and a bit a number in place of the output."""
-    if not is_channels_last(value(relu)) or not is_channels_last(value(relu.args[0])):
+    y, x = value(relu), value(relu.args[0])
+    if not (is_channels_last(y) and is_channels_last(x)) and not (is_rows(y) and is_rows(x)):
         return
     if not any(user.target is RELU_BACKWARD for user in relu.users):
         return
-    y = value(relu)
     _replace_relu(relu, insert(relu, calls.rectify, (relu.args[0], None), (y, signs_of(y)), relu))
 
 

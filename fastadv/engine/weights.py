@@ -57,7 +57,12 @@ class Weights:
     states: dict[str, tuple[State, int]] = field(default_factory=dict)  # by name; and a count
     values: dict[Hashable, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     held: dict[object, list[Tensor]] | None = None  # while no weight changes: values by graph
+    period: int = 0  # how often that began
     lock: Lock = field(default_factory=Lock)
+
+    def hold(self) -> None:
+        """From now on no weight changes, until `held` is None again or this is called once more."""
+        self.held, self.period = {}, self.period + 1
 
     def count(self, name: str, weight: Tensor) -> int:
         """How often the weight `name` has changed."""

@@ -48,7 +48,7 @@ def moosavi(
     inner: what finds dr; None is DeepFool's l2 of 10 steps. An Attack serves too, its ball around
     x + v. Where it does not find its way across, v stays. Its bounds become the ball's.
     count: "fooled", a prediction other than on x, as published; "wrong", one other than y.
-    block: samples scored at once; None follows v, as many as twice the last run of fooled ones.
+    block: samples scored at once; None follows v, about as many as were fooled in a row.
     validation: batches whose rate decides, in place of the loader's, which v is the best, the one
     that is returned, and when to stop.
     init: goes on from there. state: a file, written after each pass; a run that finds it goes on
@@ -106,6 +106,8 @@ class _Speculation:
         return (int(left[0]), True) if len(left) else (len(x), False)
 
     def _adapt(self, run: int, left: bool) -> None:
-        """Twice what was fooled in a row: too long and too short a block cost about the same."""
+        """As many as were fooled in a row: of a longer block the most is scored in vain, and on a
+        small net a sample takes as long in a block as alone. Powers of two, so that few sizes have
+        to be planned (engine/plan.py)."""
         if self.block is None:
-            self.ahead = 2 * run + 1 if left else 2 * self.ahead
+            self.ahead = 1 << max(0, run.bit_length() - 1) if left else 2 * self.ahead

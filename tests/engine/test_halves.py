@@ -55,9 +55,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     right = Halves.vjp
 
-    def vjp(self: Halves, module: nn.Module, x: Tensor) -> object:
+    def vjp(self: Halves, module: nn.Module, x: Tensor, rows: int = 1) -> object:
         calls.append(len(x))
-        return right(self, module, x)
+        return right(self, module, x, rows)
 
     monkeypatch.setattr(Halves, "vjp", vjp)
     return calls
@@ -78,7 +78,7 @@ def test_the_bits_are_autograds(
     for given in (x, x.contiguous(memory_format=torch.channels_last)):
         used.clear()
         found = ATTACK(fast, given, y)
-        assert used in ([n] * 4, [n] * 5)  # the first step asks Dynamo; and once they are compared
+        assert used == [n] * 4  # the first step asks Dynamo
         with monkeypatch.context() as patch:
             patch.setattr(Compiled, "vjp", lambda *given, **options: None)
             expected = ATTACK(fast, given, y)

@@ -1,0 +1,115 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+namespace fastadv {
+namespace {
+
+// Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
+static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 208 && sizeof(PoolArgs) == 152 &&
+                  sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72,
+              "does each() name all pointers?");
+template <class F>
+void each(CopyArgs& a, F f) {
+  f(a.from), f(a.to);
+}
+template <class F>
+void each(WinogradArgs& a, F f) {
+  f(a.x), f(a.weights), f(a.bias), f(a.residual), f(a.mask), f(a.y), f(a.signs);
+}
+template <class F>
+void each(DirectArgs& a, F f) {
+  f(a.x), f(a.weights), f(a.bias), f(a.residual), f(a.mask), f(a.y), f(a.signs);
+}
+template <class F>
+void each(Fold& a, F f) {
+  each(a.args, f);
+}
+template <class F>
+void each(Pool& a, F f) {
+  f(a.args.x), f(a.args.taken), f(a.args.residual), f(a.args.mask), f(a.args.y), f(a.args.signs);
+}
+template <class F>
+void each(ReluArgs& a, F f) {
+  f(a.x), f(a.residual), f(a.mask), f(a.y), f(a.signs);
+}
+template <class F>
+void each(AffineReluArgs& a, F f) {
+  f(a.x), f(a.scale), f(a.shift), f(a.residual), f(a.mask), f(a.y), f(a.signs);
+}
+
+struct Runner {
+  ParallelFor parallel;
+  void operator()(const CopyArgs& a) const { run_copy(a, parallel); }
+  void operator()(const WinogradArgs& a) const { run_winograd(a, parallel); }
+  void operator()(const DirectArgs& a) const { run_direct(a, parallel); }
+  void operator()(const Fold& a) const { run_fold(a.args, parallel); }
+  void operator()(const Pool& a) const { run_max_pool(a.args, a.gradient, parallel); }
+  void operator()(const ReluArgs& a) const { run_relu(a, parallel); }
+  void operator()(const AffineReluArgs& a) const { run_affine_relu(a, parallel); }
+};
+
+template <class T>
+void copy_line(const CopyArgs& args, const char* from, char* to) {
+  for (int64_t i = 0; i < args.sizes[0]; ++i) {
+    std::memcpy(to + i * int64_t(sizeof(T)), from + i * args.strides[0], sizeof(T));
+  }
+}
+
+void copy_line(const CopyArgs& args, const char* from, char* to) {
+  if (args.strides[0] == args.bytes) {
+    std::memcpy(to, from, args.sizes[0] * args.bytes);
+  } else if (args.bytes == 1) {
+    copy_line<uint8_t>(args, from, to);
+  } else if (args.bytes == 2) {
+    copy_line<uint16_t>(args, from, to);
+  } else if (args.bytes == 4) {
+    copy_line<uint32_t>(args, from, to);
+  } else {
+    copy_line<uint64_t>(args, from, to);
+  }
+}
+
+}  // namespace
+
+void run_copy(const CopyArgs& args, ParallelFor parallel) {
+  int64_t lines = 1;
+  for (int d = 1; d < kCopyDims; ++d) lines *= args.sizes[d];
+  const int64_t line = args.sizes[0] * args.bytes;
+  if (lines * line == 0) return;
+  const auto body = [](int64_t begin, int64_t end, void* context) {
+    const CopyArgs& a = *static_cast<const CopyArgs*>(context);
+    for (int64_t i = begin; i < end; ++i) {
+      const char* from = static_cast<const char*>(a.from);
+      for (int64_t d = 1, left = i; d < kCopyDims; left /= a.sizes[d], ++d) {
+        from += left % a.sizes[d] * a.strides[d];
+      }
+      copy_line(a, from, static_cast<char*>(a.to) + i * a.sizes[0] * a.bytes);
+    }
+  };
+  constexpr int64_t kGrainBytes = 1 << 17;
+  parallel(0, lines, std::max<int64_t>(1, kGrainBytes / line), body, const_cast<CopyArgs*>(&args));
+}
+
+void move(Plan& plan, const Move* moves, int64_t count) {
+  const auto moved = [&](auto*& pointer) {
+    using T = std::remove_reference_t<decltype(pointer)>;
+    const char* const at = reinterpret_cast<const char*>(pointer);
+    for (int64_t i = 0; i < count; ++i) {
+      if (at < moves[i].from || at >= moves[i].from + moves[i].bytes) continue;
+      pointer = T(const_cast<char*>(moves[i].to + (at - moves[i].from)));
+      return;
+    }
+  };
+  for (Call& call : plan.calls) {
+    std::visit([&](auto& args) { each(args, moved); }, call);
+  }
+}
+
+void run(const Plan& plan, ParallelFor parallel) {
+  for (const Call& call : plan.calls) std::visit(Runner{parallel}, call);
+}
+
+}  // namespace fastadv
