@@ -23,6 +23,8 @@ void winograd(const WinogradArgs&, int64_t begin, int64_t end);
 void winograd_weights(const WinogradWeightsArgs&, int64_t begin, int64_t end);
 void direct(const DirectArgs&, int64_t begin, int64_t end);
 void fold(const DirectArgs&, int64_t begin, int64_t end);
+void linear(const LinearArgs&, int64_t begin, int64_t end);
+void attention(const AttentionArgs&, int64_t begin, int64_t end);
 void max_pool(const PoolArgs&, int64_t begin, int64_t end);
 void max_pool_gradient(const PoolArgs&, int64_t begin, int64_t end);
 void relu(const ReluArgs&, int64_t begin, int64_t end);

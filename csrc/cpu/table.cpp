@@ -33,6 +33,8 @@ const Kernels& table() {
       .winograd_weights = winograd_weights,
       .direct = direct,
       .fold = fold,
+      .linear = linear,
+      .attention = attention,
       .max_pool = max_pool,
       .max_pool_gradient = max_pool_gradient,
       .relu = relu,
