@@ -1,4 +1,5 @@
-// The engine's ops for transformers on the CPU: linear layers with what follows them, attention.
+// The engine's ops for transformers on the CPU: linear layers with what follows them, attention
+// and layer norms.
 #include <torch/csrc/stable/library.h>
 
 #include "engine_checks.h"
@@ -16,8 +17,9 @@ ScalarType dtype_of(bool narrow) { return narrow ? ScalarType::BFloat16 : Scalar
 
 void linear(Tensor y, std::optional<Tensor> slopes, Tensor x, Tensor weights,
             std::optional<Tensor> bias, std::optional<Tensor> residual, int64_t finish) {
-  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2, "`x` must be (rows, inputs), and `y` (rows, "
-                                                "outputs)");
+  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2,
+                  "`x` must be (rows, inputs), and `y` (rows, "
+                  "outputs)");
   STD_TORCH_CHECK(finish >= fastadv::kPlain && finish <= fastadv::kTimesSlopes,
                   "`finish` must be 0 to 3, got ", finish);
   STD_TORCH_CHECK(slopes.has_value() == (finish != fastadv::kPlain),
@@ -38,8 +40,8 @@ void linear(Tensor y, std::optional<Tensor> slopes, Tensor x, Tensor weights,
   args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
   args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
                                              {args.rows, args.outputs});
-  args.slopes = check_or_null<void>(slopes, "slopes", dtype_of(args.bfloat16),
-                                    {args.rows, args.outputs});
+  args.slopes =
+      check_or_null<void>(slopes, "slopes", dtype_of(args.bfloat16), {args.rows, args.outputs});
   args.finish = fastadv::Finish(finish);
   fastadv::run_linear(args, parallel);
 }
@@ -50,8 +52,9 @@ fastadv::HeadRows rows_of(const Tensor& t, const char* name, const fastadv::Atte
   bool same = t.is_cpu() && t.scalar_type() == dtype_of(args.bfloat16) && t.dim() == 4 &&
               (t.stride(3) == 1 || args.width == 1);
   for (int i = 0; same && i < 4; ++i) same = t.size(i) == sizes[i];
-  STD_TORCH_CHECK(same, "`", name, "` must be of `q`'s shape and dtype on the CPU, with numbers of "
-                                   "a head side by side");
+  STD_TORCH_CHECK(same, "`", name,
+                  "` must be of `q`'s shape and dtype on the CPU, with numbers of "
+                  "a head side by side");
   return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
 
@@ -88,10 +91,46 @@ void attention_gradient(Tensor dq, Tensor dk, Tensor dv, Tensor grad, Tensor p, 
   fastadv::run_attention(args, parallel);
 }
 
+fastadv::NormArgs norm_of(const Tensor& y, const Tensor& kept, const Tensor& x,
+                          const std::optional<Tensor>& gamma) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, "`x` must be (rows, width)");
+  fastadv::NormArgs args{};
+  args.rows = x.size(0), args.width = x.size(1);
+  check(x, "x", ScalarType::Float, {args.rows, args.width});
+  check(kept, "kept", ScalarType::Float, {args.rows, 2});
+  args.narrow = is_narrow(y, "y");
+  check(y, "y", dtype_of(args.narrow), {args.rows, args.width});
+  args.gamma = check_or_null<const float>(gamma, "gamma", ScalarType::Float, {args.width});
+  args.x = floats(x), args.y = y.mutable_data_ptr();
+  args.kept = static_cast<float*>(kept.mutable_data_ptr());
+  return args;
+}
+
+void norm(Tensor y, Tensor kept, Tensor x, std::optional<Tensor> gamma, std::optional<Tensor> beta,
+          double eps) {
+  fastadv::NormArgs args = norm_of(y, kept, x, gamma);
+  args.beta = check_or_null<const float>(beta, "beta", ScalarType::Float, {args.width});
+  args.eps = float(eps);
+  fastadv::run_norm(args, parallel);
+}
+
+void norm_gradient(Tensor y, Tensor grad, Tensor kept, Tensor x, std::optional<Tensor> gamma,
+                   std::optional<Tensor> residual) {
+  fastadv::NormArgs args = norm_of(y, kept, x, gamma);
+  STD_TORCH_CHECK(!args.narrow, "`y` must be float32");
+  check(grad, "grad", ScalarType::Float, {args.rows, args.width});
+  args.grad = floats(grad);
+  args.residual =
+      check_or_null<const float>(residual, "residual", ScalarType::Float, {args.rows, args.width});
+  fastadv::run_norm(args, parallel);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("linear_", TORCH_BOX(&linear));
   m.impl("attention_", TORCH_BOX(&attention));
   m.impl("attention_gradient_", TORCH_BOX(&attention_gradient));
+  m.impl("norm_", TORCH_BOX(&norm));
+  m.impl("norm_gradient_", TORCH_BOX(&norm_gradient));
 }

@@ -76,8 +76,9 @@ class AttentionHead {
     for (int64_t i = 0; i < length_; ++i, row += from.row) {
       for (int64_t k = 0; k < width_; k += kLanes<float>) {
         const int64_t left = i < args_.length ? args_.width - k : 0;
-        const Floats v = left >= kLanes<float> ? load(row + k) : left > 0 ? load(row + k, left)
-                                                                          : Floats{};
+        const Floats v = left >= kLanes<float> ? load(row + k)
+                         : left > 0            ? load(row + k, left)
+                                               : Floats{};
         put(x_ + i * width_ + k, v * scale);
       }
     }
@@ -93,7 +94,7 @@ class AttentionHead {
 
   // s <- e^(s - max) / sum over the keys there are, and kept.
   void softmax(float* s, T* kept) {
-    const Ints lane = lanes();
+    const Ints lane = lane_numbers();
     const Floats lowest = broadcast(-__builtin_inff());
     Floats most = lowest;
     for (int64_t k = 0; k < length_; k += kLanes<float>) {
@@ -112,7 +113,7 @@ class AttentionHead {
       put(s + k, e);
       sums += e;
     }
-    const float share = 1 / total(sums);
+    const float share = 1 / sum_of(sums);
     for (int64_t k = 0; k < length_; k += kLanes<float>) {
       const Floats v = load(s + k) * share;
       put(s + k, v);
@@ -126,21 +127,10 @@ class AttentionHead {
     for (int64_t k = 0; k < length_; k += kLanes<float>) {
       sums = multiply_add(load(p + k), load(d + k), sums);
     }
-    const float mean = total(sums);
+    const float mean = sum_of(sums);
     for (int64_t k = 0; k < length_; k += kLanes<float>) {
       put(d + k, load(p + k) * (load(d + k) - mean));
     }
-  }
-
-  static Ints lanes() {
-    Ints lane;
-    for (int i = 0; i < kLanes<float>; ++i) lane[i] = i;
-    return lane;
-  }
-  static float total(Floats v) {
-    float sum = v[0];
-    for (int i = 1; i < kLanes<float>; ++i) sum += v[i];
-    return sum;
   }
 
   // What is multiplied: rows of `from`, of `columns` numbers, or of it turned.

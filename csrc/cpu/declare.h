@@ -25,6 +25,7 @@ void direct(const DirectArgs&, int64_t begin, int64_t end);
 void fold(const DirectArgs&, int64_t begin, int64_t end);
 void linear(const LinearArgs&, int64_t begin, int64_t end);
 void attention(const AttentionArgs&, int64_t begin, int64_t end);
+void norm(const NormArgs&, int64_t begin, int64_t end);
 void max_pool(const PoolArgs&, int64_t begin, int64_t end);
 void max_pool_gradient(const PoolArgs&, int64_t begin, int64_t end);
 void relu(const ReluArgs&, int64_t begin, int64_t end);

@@ -85,12 +85,12 @@ using DirectKernel = void (*)(const DirectArgs&, int64_t begin, int64_t end);  /
 // y = finish(x W^T + bias) + residual: a linear layer, or its gradient by its input.
 enum Finish : int { kPlain = 0, kGeluSlopes = 1, kGeluByTanhSlopes = 2, kTimesSlopes = 3 };
 struct LinearArgs {
-  const void* x;         // (rows, inputs)
-  const float* weights;  // as in DirectArgs, of one tap
-  const float* bias;     // (outputs) or null
+  const void* x;          // (rows, inputs)
+  const float* weights;   // as in DirectArgs, of one tap
+  const float* bias;      // (outputs) or null
   const float* residual;  // like y, float32, or null
-  void* slopes;  // (rows, outputs): of the GELU, written, or what is multiplied by; of bfloat16 where
-                 // the products are; null where nothing is finished
+  void* slopes;  // (rows, outputs): of the GELU, written, or what is multiplied by; of bfloat16
+                 // where the products are; null where nothing is finished
   void* y;       // (rows, outputs)
   int64_t rows, inputs, outputs;
   Finish finish;
@@ -118,6 +118,22 @@ struct AttentionArgs {
 };
 using AttentionKernel = void (*)(const AttentionArgs&, int64_t begin, int64_t end);  // heads
 constexpr int64_t kAttentionMost = 256;  // tokens, and numbers a head: what L2 holds
+
+// y = (x - mean) / sqrt(variance + eps) * gamma + beta of each row; or, where `grad` is given, the
+// gradient by x, + residual.
+struct NormArgs {
+  const float* x;         // (rows, width)
+  const float* grad;      // like x, or null
+  const float* gamma;     // (width) or null
+  const float* beta;      // the same
+  const float* residual;  // like x, or null
+  float* kept;            // (rows, 2): mean, 1 / sqrt(variance + eps); written, or read
+  void* y;                // like x
+  int64_t rows, width;
+  float eps;
+  bool narrow;  // y is bfloat16
+};
+using NormKernel = void (*)(const NormArgs&, int64_t begin, int64_t end);  // rows
 
 // The largest pixel under each window, channels last, or the gradient of that by its input (then x
 // is the gradient of the output, and rows and columns are the input's).
@@ -235,6 +251,7 @@ struct Kernels {
   DirectKernel fold;
   LinearKernel linear;
   AttentionKernel attention;
+  NormKernel norm;
   PoolKernel max_pool;
   PoolKernel max_pool_gradient;
   ReluKernel relu;

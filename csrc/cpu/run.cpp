@@ -195,6 +195,12 @@ void run_attention(const AttentionArgs& args, ParallelFor parallel) {
        parallel, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+void run_norm(const NormArgs& args, ParallelFor parallel) {
+  const NormKernel kernel = kernels().norm;
+  over(args.rows, samples_a_grain(args.width), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
 void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel) {
   const PoolKernel kernel = gradient ? kernels().max_pool_gradient : kernels().max_pool;
   over(args.samples * args.rows, samples_a_grain(args.columns * args.outputs), parallel,

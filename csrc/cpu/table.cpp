@@ -35,6 +35,7 @@ const Kernels& table() {
       .fold = fold,
       .linear = linear,
       .attention = attention,
+      .norm = norm,
       .max_pool = max_pool,
       .max_pool_gradient = max_pool_gradient,
       .relu = relu,

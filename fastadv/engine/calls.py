@@ -129,7 +129,8 @@ class Lines:
     def __init__(self, x: Tensor) -> None:
         self.order: list[int] | None = None
         if not x.is_contiguous():
-            order = [*sorted(range(x.dim() - 1), key=lambda d: -x.stride(d)), x.dim() - 1]
+            strides, last = x.stride(), x.dim() - 1
+            order = [*sorted(range(last), key=lambda d: -strides[d]), last]
             turned = x.permute(order)
             if turned.is_contiguous():
                 self.order, x = order, turned

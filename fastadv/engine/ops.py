@@ -65,6 +65,18 @@ _define(
     no_result,
 )
 _define(
+    "norm_",
+    "(Tensor(a!) y, Tensor(b!) kept, Tensor x, Tensor? gamma, Tensor? beta, float eps) -> ()",
+    reference_tokens.norm_,
+    no_result,
+)
+_define(
+    "norm_gradient_",
+    "(Tensor(a!) y, Tensor grad, Tensor kept, Tensor x, Tensor? gamma, Tensor? residual) -> ()",
+    reference_tokens.norm_gradient_,
+    no_result,
+)
+_define(
     "max_pool_",
     "(Tensor(a!) y, Tensor(b!) taken, Tensor x, int[] kernel, int[] stride, int[] padding) -> ()",
     reference_pool.max_pool_,

@@ -1,4 +1,4 @@
-"""Linear layers with what follows them, and attention: their definition in torch.
+"""Linear layers with what follows them, attention and layer norms: their definition in torch.
 
 Tensors may be bfloat16 where the weights are, or for attention all of them; sums are float32.
 """
@@ -59,3 +59,24 @@ def attention_gradient_(
     dq.copy_(by_scores @ k.float())
     dk.copy_(by_scores.transpose(2, 3) @ q.float())
     dv.copy_(kept.transpose(2, 3) @ given)
+
+
+def norm_(
+    y: Tensor, kept: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> None:
+    """y <- the layer norm of each row of x, kept <- (mean, 1 / sqrt(variance + eps)) of each."""
+    variance, mean = torch.var_mean(x, 1, correction=0)
+    kept.copy_(torch.stack([mean, torch.rsqrt(variance + eps)], 1))
+    v = (x - kept[:, :1]) * kept[:, 1:]
+    v = v if gamma is None else v * gamma
+    y.copy_(v if beta is None else v + beta)
+
+
+def norm_gradient_(
+    y: Tensor, grad: Tensor, kept: Tensor, x: Tensor, gamma: Tensor | None, residual: Tensor | None
+) -> None:
+    """y <- the gradient by x of norm_, whose y's is `grad`, + residual."""
+    normal, g = (x - kept[:, :1]) * kept[:, 1:], grad if gamma is None else grad * gamma
+    v = g - g.mean(1, keepdim=True) - normal * (g * normal).mean(1, keepdim=True)
+    v = v * kept[:, 1:]
+    y.copy_(v if residual is None else v + residual)

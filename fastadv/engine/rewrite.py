@@ -37,6 +37,8 @@ from fastadv.engine.graph import (
 )  # fmt: skip
 from fastadv.engine.layout import lift_linears, tidy
 from fastadv.engine.linear import serve_linears
+from fastadv.engine.narrow import narrow_between
+from fastadv.engine.norms import normalize_tokens
 from fastadv.engine.pooling import pool_maxima
 from fastadv.engine.preactivation import rectify_norms
 from fastadv.engine.reference_direct import direct_weights
@@ -75,7 +77,9 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
         rows += [_linear_row(*found, bfloat16) for found in serve_linears(graph, bfloat16)]
         lift_linears(graph)
         fuse_linears(graph)
-        rows += attend_heads(graph, bfloat16)
+        rows += attend_heads(graph, bfloat16) + normalize_tokens(graph)
+        if bfloat16:
+            narrow_between(graph)
         _add_into_masks(graph)
     graph.eliminate_dead_code()
     return rows

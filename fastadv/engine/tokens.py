@@ -33,6 +33,30 @@ def linear_times(
     return lines.product(weights, None, outputs, None, narrow, lines.given(slopes), TIMES)
 
 
+def norm(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, narrow: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(the layer norm of x, mean and 1 / sqrt(variance + eps) of each of its rows)."""
+    lines = Lines(x)
+    rows = lines.rows.contiguous()
+    y = pool.empty(tuple(rows.shape), torch.bfloat16 if narrow else torch.float32)
+    kept = pool.empty((len(rows), 2), torch.float32)
+    calls._ops.norm_(y, kept, rows, gamma, beta, eps)
+    return lines.taken(y), lines.taken(kept)
+
+
+def norm_gradient(
+    grad: Tensor, kept: Tensor, x: Tensor, gamma: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    """The gradient of a layer norm by x, + residual."""
+    lines = Lines(x)
+    rows = lines.rows.contiguous()
+    y = pool.empty(tuple(rows.shape), torch.float32)
+    added = None if residual is None else lines.given(residual)
+    calls._ops.norm_gradient_(y, lines.given(grad), lines.given(kept), rows, gamma, added)
+    return lines.taken(y)
+
+
 class Place(NamedTuple):
     """Where the heads (N, heads, length, width) stand in a tensor (N, ...): a step of 1 in each of
     their dimensions is `steps` in those of the tensor, and the first number stands at `first`."""
