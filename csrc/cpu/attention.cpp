@@ -26,15 +26,18 @@ class AttentionHead {
     p_ = s_ + square, t_ = p_ + square, a_ = t_ + square;
   }
 
+  // Each asks for what it reads next before it multiplies: rows that stand apart come slowly.
   void forward(int64_t sample, int64_t head) {
     read(args_.k, sample, head, 1);
     turned_panels();
     read(args_.q, sample, head, args_.scale);
+    fetch(args_.v, sample, head);
     product(rows(x_, width_), width_, length_, s_);
-    T* const kept = kept_of(sample, head);
-    for (int64_t i = 0; i < args_.length; ++i) softmax(s_ + i * length_, kept + i * length_);
+    fetch_next(args_.k, sample, head);
+    softmax(kept_of(sample, head));
     read(args_.v, sample, head, 1);
     panels();
+    fetch_next(args_.q, sample, head);
     product(rows(s_, length_), length_, width_, c_);
     write(args_.o, sample, head, 1);
   }
@@ -43,23 +46,26 @@ class AttentionHead {
     read(args_.v, sample, head, 1);
     turned_panels();
     read(args_.grad, sample, head, 1);
+    const T* const kept = kept_of(sample, head);
+    fetch(kept, length_, length_);
     product(rows(x_, width_), width_, length_, s_);
     panels();  // of grad
-    const T* const kept = kept_of(sample, head);
     for (int64_t i = 0; i < length_ * length_; i += kLanes<float>) {
       put(p_ + i, i < args_.length * length_ ? load(kept + i) : Floats{});
     }
+    fetch(args_.k, sample, head);
     product(turned_rows(p_), length_, width_, c_);
     write(args_.dv, sample, head, 1);
-    for (int64_t i = 0; i < args_.length; ++i) slopes(p_ + i * length_, s_ + i * length_);
-    const int64_t beyond = (length_ - args_.length) * length_;
-    memset(s_ + args_.length * length_, 0, beyond * sizeof(float));
+    slopes();
     read(args_.k, sample, head, 1);
     panels();
+    fetch(args_.q, sample, head);
     product(rows(s_, length_), length_, width_, c_);
     write(args_.dq, sample, head, args_.scale);
     read(args_.q, sample, head, args_.scale);
     panels();
+    fetch_next(args_.v, sample, head);
+    fetch_next(args_.grad, sample, head);
     product(turned_rows(s_), length_, width_, c_);
     write(args_.dk, sample, head, 1);
   }
@@ -71,6 +77,22 @@ class AttentionHead {
     return static_cast<T*>(args_.p) + (sample * args_.heads + head) * args_.length * length_;
   }
 
+  // To L2.
+  void fetch(const T* row, int64_t apart, int64_t numbers) {
+    for (int64_t i = 0; i < args_.length; ++i, row += apart) {
+      for (int64_t k = 0; k < numbers; k += 64 / sizeof(T)) __builtin_prefetch(row + k, 0, 2);
+    }
+  }
+  void fetch(const HeadRows& from, int64_t sample, int64_t head) {
+    const T* const rows = static_cast<const T*>(from.data);
+    fetch(rows + sample * from.sample + head * from.head, from.row, args_.width);
+  }
+  void fetch_next(const HeadRows& from, int64_t sample, int64_t head) {
+    const bool last = head + 1 == args_.heads;
+    if (!last || sample + 1 < args_.samples) {
+      fetch(from, last ? sample + 1 : sample, last ? 0 : head + 1);
+    }
+  }
   void read(const HeadRows& from, int64_t sample, int64_t head, float scale) {
     const T* row = static_cast<const T*>(from.data) + sample * from.sample + head * from.head;
     for (int64_t i = 0; i < length_; ++i, row += from.row) {
@@ -92,45 +114,70 @@ class AttentionHead {
     }
   }
 
-  // s <- e^(s - max) / sum over the keys there are, and kept.
-  void softmax(float* s, T* kept) {
+  // Rows of s <- e^(s - max) / sum over the keys there are, and kept. In three sweeps, in each of
+  // which a row waits for no other: what sums lanes up takes long, but many can be under way. (NaN
+  // is no maximum, and makes its row NaN through the exponentials.)
+  void softmax(T* kept) {
     const Ints lane = lane_numbers();
     const Floats lowest = broadcast(-__builtin_inff());
-    Floats most = lowest;
-    for (int64_t k = 0; k < length_; k += kLanes<float>) {
-      Floats v = load(s + k);
-      v = lane + int32_t(k) < int32_t(args_.length) ? v : lowest;
-      put(s + k, v);
-      most = (v > most) | (v != v) ? v : most;
+    for (int64_t i = 0; i < args_.length; ++i) {
+      float* const s = s_ + i * length_;
+      Floats most = lowest;
+      for (int64_t k = 0; k < length_; k += kLanes<float>) {
+        const Floats v = lane + int32_t(k) < int32_t(args_.length) ? load(s + k) : lowest;
+        put(s + k, v);
+        most = v > most ? v : most;
+      }
+      of_row_[i] = largest_of(most);
     }
-    float largest = most[0];
-    for (int i = 1; i < kLanes<float>; ++i) {
-      largest = most[i] > largest || most[i] != most[i] ? most[i] : largest;
+    for (int64_t i = 0; i < args_.length; ++i) {
+      float* const s = s_ + i * length_;
+      const float most = of_row_[i];
+      Floats sums = {};
+      for (int64_t k = 0; k < length_; k += kLanes<float>) {
+        const Floats e = exp_of_negative(load(s + k) - most);
+        put(s + k, e);
+        sums += e;
+      }
+      of_row_[i] = 1 / sum_of(sums);
     }
-    Floats sums = {};
-    for (int64_t k = 0; k < length_; k += kLanes<float>) {
-      const Floats e = exp_of_negative(load(s + k) - largest);
-      put(s + k, e);
-      sums += e;
-    }
-    const float share = 1 / sum_of(sums);
-    for (int64_t k = 0; k < length_; k += kLanes<float>) {
-      const Floats v = load(s + k) * share;
-      put(s + k, v);
-      put(kept + k, v);
+    for (int64_t i = 0; i < args_.length; ++i) {
+      for (int64_t k = i * length_; k < (i + 1) * length_; k += kLanes<float>) {
+        const Floats v = load(s_ + k) * of_row_[i];
+        put(s_ + k, v);
+        put(kept + k, v);
+      }
     }
   }
+  static float largest_of(Floats v) {
+    float lanes[kLanes<float>];
+    memcpy(lanes, &v, sizeof(v));
+#pragma GCC unroll 4
+    for (int half = kLanes<float> / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) {
+        lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+      }
+    }
+    return lanes[0];
+  }
 
-  // d, the gradient by p, <- that by the scores: p * (d - sum of p * d).
-  void slopes(const float* p, float* d) {
-    Floats sums = {};
-    for (int64_t k = 0; k < length_; k += kLanes<float>) {
-      sums = multiply_add(load(p + k), load(d + k), sums);
+  // Rows of s, the gradient by p, <- that by the scores: p * (s - sum of p * s).
+  void slopes() {
+    for (int64_t i = 0; i < args_.length; ++i) {
+      Floats sums = {};
+      for (int64_t k = i * length_; k < (i + 1) * length_; k += kLanes<float>) {
+        sums = multiply_add(load(p_ + k), load(s_ + k), sums);
+      }
+      of_row_[i] = sum_of(sums);
     }
-    const float mean = sum_of(sums);
-    for (int64_t k = 0; k < length_; k += kLanes<float>) {
-      put(d + k, load(p + k) * (load(d + k) - mean));
+    for (int64_t i = 0; i < args_.length; ++i) {
+      for (int64_t k = i * length_; k < (i + 1) * length_; k += kLanes<float>) {
+        put(s_ + k, load(p_ + k) * (load(s_ + k) - of_row_[i]));
+      }
     }
+    const int64_t beyond = (length_ - args_.length) * length_;
+    memset(s_ + args_.length * length_, 0, beyond * sizeof(float));
   }
 
   // What is multiplied: rows of `from`, of `columns` numbers, or of it turned.
@@ -178,6 +225,7 @@ class AttentionHead {
 
   const AttentionArgs& args_;
   const int64_t length_, width_;
+  float of_row_[kAttentionMost];
   float *x_, *b_, *c_, *s_, *p_, *t_, *a_;
 };
 

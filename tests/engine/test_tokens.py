@@ -162,7 +162,7 @@ def test_opcheck(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("linear_", {"y": torch.zeros(4, 7)}, "`weights` must be contiguous"),
+        ("linear_", {"y": torch.zeros(4, 17)}, "`weights` must be contiguous"),
         ("linear_", {"slopes": None}, "`slopes` must be given"),
         ("linear_", {"slopes": torch.zeros(3, 6)}, "`slopes` must be contiguous"),
         ("linear_", {"residual": torch.zeros(6, 4).t()}, "`residual` must be contiguous"),
@@ -255,7 +255,7 @@ MODELS = {
 
 
 class Tokens(nn.Module):
-    """A class token and 16 patches, two blocks, and the class token's logits."""
+    """16 patches and a class token, two blocks, and the logits of the class token."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -267,9 +267,9 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([x, self.token.expand(len(x), -1, -1)], 1)
         x = self.blocks(x.transpose(0, 1)).transpose(0, 1) if self.turned else self.blocks(x)
-        return self.head(x[:, 0])
+        return self.head(x[:, -1])
 
 
 def gradient(model: nn.Module, x: Tensor) -> Tensor:
