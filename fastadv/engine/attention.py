@@ -142,6 +142,8 @@ def _packed(node: fx.Node) -> _Packing | None:
         tried = [trail.place_in(source, path, n) for n in trail.batches(source)]
         if tried[0] is None or any(place != tried[0] for place in tried):
             return None
+        if tried[0].steps[3] != (*[0] * (len(sizes(source)) - 1), 1):
+            return None
         found.append(tried[0])
     for source in sources:
         own = [place for place, (s, _) in zip(found, traced, strict=True) if s is source]

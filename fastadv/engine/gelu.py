@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from fastadv.engine import calls, tokens
 from fastadv.engine.graph import ADD, aten, insert, is_bias, is_weight, item, only_user, value
-from fastadv.engine.layout import TURNS, sizes
+from fastadv.engine.layout import TURNS, sum_after
 
 _GELU, _GELU_BACKWARD = aten.gelu.default, aten.gelu_backward.default
 
@@ -82,22 +81,18 @@ def _with_residual(node: fx.Node) -> bool:
     while (user := only_user(last)) is not None and user.target in TURNS:
         turns.append(user)
         last = user
-    if user is None or user.target is not ADD or user.kwargs or len(user.args) != 2:
+    found = sum_after(last)
+    if found is None:
         return False
-    other: Any = user.args[1] if user.args[0] is last else user.args[0]
-    term = value(other)
-    if not isinstance(other, fx.Node) or sizes(other) != sizes(last):
-        return False
-    if term.dtype != torch.float32 or term.device.type != "cpu":
-        return False
+    total, other = found
     for turn in reversed(turns):
         args = _back(turn)
         val = turn.args[0].meta["val"]  # type: ignore[union-attr]
-        other = insert(user, aten.permute.default, (other, args), val, node)
-    made = insert(user, calls.linear, (*node.args, other), value(node), node)
+        other = insert(total, aten.permute.default, (other, args), val, node)
+    made = insert(total, calls.linear, (*node.args, other), value(node), node)
     for turn in turns:
-        made = insert(user, turn.target, (made, *turn.args[1:]), value(turn), node)  # type: ignore[arg-type]
-    user.replace_all_uses_with(made)
+        made = insert(total, turn.target, (made, *turn.args[1:]), value(turn), node)  # type: ignore[arg-type]
+    total.replace_all_uses_with(made)
     return True
 
 

@@ -10,10 +10,10 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fastadv.engine import calls
-from fastadv.engine.graph import aten, insert, value
+from fastadv.engine.graph import ADD, aten, insert, only_user, value
 
 CLONE = (aten.clone.default, aten.alias.default, aten.detach.default)
 RESHAPE = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
@@ -29,6 +29,20 @@ def sizes(node: object) -> tuple[Any, ...]:
     """A tensor's shape, of numbers and, for the batch's, formulas."""
     shape = value(node).shape
     return tuple(s.node.expr if isinstance(s, torch.SymInt) else int(s) for s in shape)
+
+
+def sum_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(the sum, the other term) if all that reads a node is the sum with a tensor of its shape, in
+    float32: graph.residual_after, of tokens."""
+    user = only_user(node)
+    if user is None or user.target is not ADD or user.kwargs or len(user.args) != 2:
+        return None
+    other = user.args[1] if user.args[0] is node else user.args[0]
+    term = value(other)
+    if not isinstance(other, fx.Node) or not isinstance(term, Tensor):
+        return None
+    fits = term.dtype == torch.float32 and term.device.type == "cpu" and sizes(other) == sizes(node)
+    return (user, other) if fits else None
 
 
 def tidy(graph: fx.Graph) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from fastadv.engine import tokens
-from fastadv.engine.graph import ADD, aten, insert, is_bias, is_weight, item, only_user, value
-from fastadv.engine.layout import sizes
+from fastadv.engine.graph import aten, insert, is_bias, is_weight, item, value
+from fastadv.engine.layout import sizes, sum_after
 from fastadv.engine.report import Row
 
 _NORM, _GRADIENT = aten.native_layer_norm.default, aten.native_layer_norm_backward.default
@@ -55,20 +53,10 @@ def _serve(node: fx.Node) -> None:
     gradients = _gradients(node)
     both = insert(node, tokens.norm, (x, gamma, beta, eps), (y, kept), node)
     for gradient in gradients:
-        last, residual = _with_residual(item(gradient, 0))
+        result = item(gradient, 0)
+        last, residual = sum_after(result) or (result, None)
         args = (gradient.args[0], item(both, 1), x, gamma, residual)
         made = insert(last, tokens.norm_gradient, args, value(last), gradient)
         last.replace_all_uses_with(made)
     for user in [user for user in node.users if user.args[1] == 0]:
         user.replace_all_uses_with(item(both, 0))
-
-
-def _with_residual(result: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """(the sum, the other term) where all that reads a gradient is a sum; else (it, None)."""
-    user: Any = only_user(result)
-    if user is None or user.target is not ADD or user.kwargs or len(user.args) != 2:
-        return result, None
-    other = user.args[1] if user.args[0] is result else user.args[0]
-    if not isinstance(other, fx.Node) or value(other).dtype != torch.float32:
-        return result, None
-    return (user, other) if sizes(other) == sizes(result) else (result, None)

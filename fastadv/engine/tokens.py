@@ -59,7 +59,8 @@ def norm_gradient(
 
 class Place(NamedTuple):
     """Where the heads (N, heads, length, width) stand in a tensor (N, ...): a step of 1 in each of
-    their dimensions is `steps` in those of the tensor, and the first number stands at `first`."""
+    their dimensions is `steps` in those of the tensor, and the first number stands at `first`. The
+    numbers of a head stand side by side in the tensor's last dimension."""
 
     heads: tuple[int, ...]  # (heads, length, width)
     first: tuple[int, ...]
@@ -69,7 +70,7 @@ class Place(NamedTuple):
         """The heads as a view of t, whose numbers a head stand side by side."""
         strides = [sum(s * m for s, m in zip(t.stride(), step, strict=True)) for step in self.steps]
         offset = sum(s * i for s, i in zip(t.stride(), self.first, strict=True))
-        if strides[3] != 1:
+        if strides[3] != 1 and self.heads[2] != 1:
             return self.of(t.contiguous())
         return t.as_strided((len(t), *self.heads), strides, t.storage_offset() + offset)
 
