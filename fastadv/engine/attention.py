@@ -102,7 +102,7 @@ def _serve(node: fx.Node, bfloat16: bool) -> None:
         for i, gradient in enumerate(gradients):
             by, order = item(made, i), packing.orders[i]
             back = sorted(range(len(order)), key=order.__getitem__)
-            if back != order or order != sorted(order):
+            if order != sorted(order):
                 by = insert(by.next, aten.permute.default, (by, back), value(gradient), backward)
             gradient.replace_all_uses_with(by)
     for part in [user for user in node.users if user.args[1] == 0]:
@@ -135,25 +135,16 @@ def _packed(node: fx.Node) -> _Packing | None:
     sources = list(dict.fromkeys(source for source, _ in traced))
     if any(s.op == "placeholder" or not isinstance(value(s), Tensor) for s in sources):
         return None
+    found = [_placed(source, path) for source, path in traced]
+    which = [sources.index(source) for source, _ in traced]
     orders: list[list[int]] = []
-    places: list[tuple[int, Place]] = []
-    found = []
-    for source, path in traced:
-        tried = [trail.place_in(source, path, n) for n in trail.batches(source)]
-        if tried[0] is None or any(place != tried[0] for place in tried):
-            return None
-        if tried[0].steps[3] != (*[0] * (len(sizes(source)) - 1), 1):
-            return None
-        found.append(tried[0])
-    for source in sources:
-        own = [place for place, (s, _) in zip(found, traced, strict=True) if s is source]
+    for i, source in enumerate(sources):
+        own = [place for place, j in zip(found, which, strict=True) if i == j]
         order = _order(source, own, sizes(node.args[0])[0])
         if order is None:
             return None
         orders.append(order)
-    for place, (source, _) in zip(found, traced, strict=True):
-        i = sources.index(source)
-        places.append((i, _in_order(place, orders[i])))
+    places = [(i, _in_order(p, orders[i])) for i, p in zip(which, found, strict=True) if p]
     packing = _Packing(sources, orders, tuple(places), [])
     for backward in _backwards(node):
         gradients = _gradients(backward, packing)
@@ -163,8 +154,20 @@ def _packed(node: fx.Node) -> _Packing | None:
     return packing
 
 
-def _order(source: fx.Node, places: list[Place], batch: Any) -> list[int] | None:
+def _placed(source: fx.Node, path: list[fx.Node]) -> Place | None:
+    """Where heads stand in a source, whatever the batch, their numbers side by side."""
+    tried = [trail.place_in(source, path, n) for n in trail.batches(source)]
+    place = tried[0]
+    if place is None or any(other != place for other in tried):
+        return None
+    return place if place.steps[3] == (*[0] * (len(sizes(source)) - 1), 1) else None
+
+
+def _order(source: fx.Node, found: list[Place | None], batch: Any) -> list[int] | None:
     """The dimensions of a source with the batch's, which is a sample's alone, first."""
+    places = [place for place in found if place is not None]
+    if len(places) < len(found):
+        return None
     for d, size in enumerate(sizes(source)):
         alone = all(p.first[d] == 0 and [s[d] for s in p.steps] == [1, 0, 0, 0] for p in places)
         only = all(sum(p.steps[0]) == 1 for p in places)

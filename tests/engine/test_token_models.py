@@ -60,7 +60,7 @@ MASK = torch.ones(17, 17).tril().bool()
 MODELS = {
     "unbind": (lambda: Attention("unbind"), True),
     "interleaved": (lambda: Attention("interleaved"), True),
-    "turned": (lambda: Attention("turned"), True),
+    "turned": (lambda: Attention("turned"), False),
     "one number a head": (lambda: Attention("unbind", heads=36), True),
     "apart": (lambda: Attention("apart"), True),
     "shared": (lambda: Attention("shared"), True),
