@@ -20,9 +20,9 @@ void linear(Tensor y, std::optional<Tensor> slopes, Tensor x, Tensor weights,
   STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2,
                   "`x` must be (rows, inputs), and `y` (rows, "
                   "outputs)");
-  STD_TORCH_CHECK(finish >= fastadv::kPlain && finish <= fastadv::kTimesSlopes,
+  STD_TORCH_CHECK(finish >= fastadv::kUnfinished && finish <= fastadv::kTimesSlopes,
                   "`finish` must be 0 to 3, got ", finish);
-  STD_TORCH_CHECK(slopes.has_value() == (finish != fastadv::kPlain),
+  STD_TORCH_CHECK(slopes.has_value() == (finish != fastadv::kUnfinished),
                   "`slopes` must be given where `finish` writes or reads them");
   fastadv::LinearArgs args{};
   args.rows = x.size(0), args.inputs = x.size(1), args.outputs = y.size(1);

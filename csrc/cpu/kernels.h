@@ -83,7 +83,7 @@ struct DirectArgs {
 using DirectKernel = void (*)(const DirectArgs&, int64_t begin, int64_t end);  // tasks
 
 // y = finish(x W^T + bias) + residual: a linear layer, or its gradient by its input.
-enum Finish : int { kPlain = 0, kGeluSlopes = 1, kGeluByTanhSlopes = 2, kTimesSlopes = 3 };
+enum Finish : int { kUnfinished = 0, kGeluSlopes = 1, kGeluByTanhSlopes = 2, kTimesSlopes = 3 };
 struct LinearArgs {
   const void* x;          // (rows, inputs)
   const float* weights;   // as in DirectArgs, of one tap

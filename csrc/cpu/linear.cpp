@@ -120,7 +120,7 @@ class LinearBlock {
       case kTimesSlopes:
         return finish_rows<kTimesSlopes, Y, Slope>(first, rows, column, columns);
       default:
-        return finish_rows<kPlain, Y, Slope>(first, rows, column, columns);
+        return finish_rows<kUnfinished, Y, Slope>(first, rows, column, columns);
     }
   }
   template <Finish kWhich, class Y, class Slope>
@@ -134,7 +134,7 @@ class LinearBlock {
         Slope* const slopes = static_cast<Slope*>(args_.slopes) + at + k;
         if constexpr (kWhich == kTimesSlopes) {
           v *= load(slopes, n...);
-        } else if constexpr (kWhich != kPlain) {
+        } else if constexpr (kWhich != kUnfinished) {
           const Activated a = kWhich == kGeluSlopes ? gelu(v) : gelu_by_tanh(v);
           put(slopes, a.slope, n...);
           v = a.value;
