@@ -28,7 +28,7 @@ from fastadv.engine import calls
 
 YARDSTICK = "none"
 _SIZE = 1024
-_KERNELS = ("winograd_", "direct_", "fold_")
+_KERNELS = ("winograd_", "direct_", "fold_", "linear_")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,11 +96,11 @@ class _Clock:
             began = time.perf_counter()
             result = op(*args)
             seconds = time.perf_counter() - began
-            images = [a for a in args if isinstance(a, Tensor) and a.dim() == 4]
-            key = f"{name.rstrip('_')} {_text(images[0])}"
+            first = next(a for a in args if isinstance(a, Tensor))
+            key = f"{name.rstrip('_')} {_text(first)}"
             if name in _KERNELS:
                 x = args[1] if name == "fold_" else args[2]
-                key += f" of {x.shape[3]}"
+                key += f" of {x.shape[-1]}"
             spent, _ = self.seen.setdefault(key, ([], _products(name, args)))
             spent.append(seconds)
             return result
@@ -116,6 +116,8 @@ def _products(name: str, args: tuple[Any, ...]) -> float:
     """A plain convolution's, of which a gradient's are as many."""
     if name not in _KERNELS:
         return 0.0
+    if name == "linear_":
+        return float(args[0].numel() * args[2].shape[1])
     if name == "winograd_":
         return float(9 * args[0].numel() * args[2].shape[3])
     if name == "direct_":

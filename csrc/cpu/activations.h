@@ -23,13 +23,15 @@ FASTADV_FN Floats tanh_of(Floats v) {
 
 // x P(X <= x) of a normal X, its tail by Abramowitz and Stegun 7.1.26: to 7.5e-8.
 FASTADV_FN Activated gelu(Floats v) {
-  const Floats t = 1 / (1 + magnitude(v) * 0.23164189f);  // .3275911 / sqrt(2)
-  const Floats e = exp_of_negative(v * v * -.5f);
-  const Floats sum =
-      .254829592f +
-      t * (-.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f)));
+  const Floats t =
+      1 / multiply_add(magnitude(v), broadcast(0.23164189f), broadcast(1));  // .3275911
+  const Floats e = exp_of_negative(v * v * -.5f);                            // / sqrt(2)
+  Floats sum = multiply_add(t, broadcast(1.061405429f), broadcast(-1.453152027f));
+  sum = multiply_add(t, sum, broadcast(1.421413741f));
+  sum = multiply_add(t, sum, broadcast(-.284496736f));
+  sum = multiply_add(t, sum, broadcast(.254829592f));
   const Floats tail = .5f * t * sum * e, below = v < 0 ? tail : 1 - tail;
-  return {v * below, below + v * (e * .39894228f)};  // 1 / sqrt(2 pi)
+  return {v * below, multiply_add(v, e * .39894228f, below)};  // 1 / sqrt(2 pi)
 }
 
 FASTADV_FN Activated gelu_by_tanh(Floats v) {

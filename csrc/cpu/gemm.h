@@ -51,6 +51,11 @@ struct Pairs {
     asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
     return bits;
   }
+  // Of two rows, the numbers of a column side by side.
+  FASTADV_FN static Floats pair(Floats first, Floats second) {
+    const Ints low = __builtin_convertvector(narrow(first), Ints);
+    return bit_cast<Floats>(low | __builtin_convertvector(narrow(second), Ints) << 16);
+  }
   FASTADV_FN static void put(float* row, int64_t group, int64_t k, Floats v) {
     const Shorts bits = narrow(v);
     constexpr int64_t kPairs = 2 * kPanel;

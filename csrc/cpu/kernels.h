@@ -82,6 +82,59 @@ struct DirectArgs {
 };
 using DirectKernel = void (*)(const DirectArgs&, int64_t begin, int64_t end);  // tasks
 
+// y = finish(x W^T + bias) + residual: a linear layer, or its gradient by its input.
+enum Finish : int { kUnfinished = 0, kGeluSlopes = 1, kGeluByTanhSlopes = 2, kTimesSlopes = 3 };
+struct LinearArgs {
+  const void* x;          // (rows, inputs)
+  const float* weights;   // as in DirectArgs, of one tap
+  const float* bias;      // (outputs) or null
+  const float* residual;  // like y, float32, or null
+  void* slopes;  // (rows, outputs): of the GELU, written, or what is multiplied by; of bfloat16
+                 // where the products are; null where nothing is finished
+  void* y;       // (rows, outputs)
+  int64_t rows, inputs, outputs;
+  Finish finish;
+  bool bfloat16;            // the products
+  bool narrow_x, narrow_y;  // these are bfloat16, which asks for such products
+  int64_t block;            // rows of a task
+};
+using LinearKernel = void (*)(const LinearArgs&, int64_t begin, int64_t end);  // tasks
+
+// A row of each head of each sample, `width` numbers side by side, and how many numbers lie between
+// one and the next.
+struct HeadRows {
+  void* data;
+  int64_t sample, head, row;
+};
+// o = softmax(scale q k^T) v, or, where `grad` is given, the gradients by q, k and v.
+struct AttentionArgs {
+  HeadRows q, k, v;
+  HeadRows o;
+  HeadRows grad, dq, dk, dv;
+  void* p;  // (samples, heads, length, length in whole panels, pairs of them of bfloat16): kept
+  float scale;
+  int64_t samples, heads, length, width;
+  bool bfloat16;  // all tensors, and the products
+};
+using AttentionKernel = void (*)(const AttentionArgs&, int64_t begin, int64_t end);  // heads
+constexpr int64_t kAttentionMost = 256;  // tokens, and numbers a head: what L2 holds
+
+// y = (x - mean) / sqrt(variance + eps) * gamma + beta of each row; or, where `grad` is given, the
+// gradient by x, + residual.
+struct NormArgs {
+  const float* x;         // (rows, width)
+  const float* grad;      // like x, or null
+  const float* gamma;     // (width) or null
+  const float* beta;      // the same
+  const float* residual;  // like x, or null
+  float* kept;            // (rows, 2): mean, 1 / sqrt(variance + eps); written, or read
+  void* y;                // like x
+  int64_t rows, width;
+  float eps;
+  bool narrow;  // y is bfloat16
+};
+using NormKernel = void (*)(const NormArgs&, int64_t begin, int64_t end);  // rows
+
 // The largest pixel under each window, channels last, or the gradient of that by its input (then x
 // is the gradient of the output, and rows and columns are the input's).
 constexpr int64_t kPoolTaps = 256;  // a byte's
@@ -196,6 +249,9 @@ struct Kernels {
   WinogradWeightsKernel winograd_weights;  // rows: a panel's channel, or two of bfloat16
   DirectKernel direct;
   DirectKernel fold;
+  LinearKernel linear;
+  AttentionKernel attention;
+  NormKernel norm;
   PoolKernel max_pool;
   PoolKernel max_pool_gradient;
   ReluKernel relu;

@@ -181,6 +181,31 @@ void run_fold(DirectArgs args, ParallelFor parallel) {
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+// A block of rows stays in half of an L2 cache, in sevens as gemm.h takes them; it changes no
+// result's bits.
+void run_linear(LinearArgs args, ParallelFor parallel) {
+  if (args.rows <= 0) return;
+  const int64_t bytes = args.inputs * (args.bfloat16 ? 2 : 4);
+  const int64_t most = std::clamp<int64_t>(512 * 1024 / bytes / 7 * 7, 28, 112);
+  const int64_t blocks = (args.rows + most - 1) / most;
+  args.block = (args.rows + blocks - 1) / blocks;
+  const LinearKernel kernel = kernels().linear;
+  over((args.rows + args.block - 1) / args.block, 1, parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_attention(const AttentionArgs& args, ParallelFor parallel) {
+  const AttentionKernel kernel = kernels().attention;
+  over(args.samples * args.heads, samples_a_grain(args.length * args.length * args.width / 8),
+       parallel, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_norm(const NormArgs& args, ParallelFor parallel) {
+  const NormKernel kernel = kernels().norm;
+  over(args.rows, samples_a_grain(args.width), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
 void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel) {
   note(Pool{args, gradient});
   const PoolKernel kernel = gradient ? kernels().max_pool_gradient : kernels().max_pool;

@@ -17,7 +17,10 @@ void run_digest(DType dtype, const DigestArgs& args, ParallelFor parallel);
 void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor parallel);
 void run_winograd(WinogradArgs args, ParallelFor parallel);  // chooses args.tiles and args.panels
 void run_direct(DirectArgs args, ParallelFor parallel);      // chooses args.block
-void run_fold(DirectArgs args, ParallelFor parallel);  // chooses args.block, band and together
+void run_fold(DirectArgs args, ParallelFor parallel);    // chooses args.block, band and together
+void run_linear(LinearArgs args, ParallelFor parallel);  // chooses args.block
+void run_attention(const AttentionArgs& args, ParallelFor parallel);
+void run_norm(const NormArgs& args, ParallelFor parallel);
 void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel);
 void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel);
 void run_affine_relu(const AffineReluArgs& args, ParallelFor parallel);

@@ -12,7 +12,6 @@ from fastadv.engine.reference_pool import room
 from fastadv.engine.reference_winograd import transformed_shape
 
 _ops = torch.ops.fastadv
-_POINT: Geometry = ((1, 1), (1, 1), (0, 0), (1, 1))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -122,12 +121,52 @@ def linear(
     weights: Tensor,  # as linear_weights gives them
     bias: Tensor | None,
     outputs: int,
-) -> Tensor:  # (*shape, outputs)
-    """A linear layer, or its gradient."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()[:, None, None]
-    y = pool.empty((len(rows), 1, 1, outputs), torch.float32)
-    _ops.direct_(y, None, rows, weights, bias, None, *_POINT, False)
-    return y.view(*x.shape[:-1], outputs)
+    residual: Tensor | None = None,
+    narrow: bool = False,
+) -> Tensor:  # (*shape, outputs), in memory as x is; bfloat16 where `narrow`
+    """A linear layer, or its gradient, + residual."""
+    return Lines(x).product(weights, bias, outputs, residual, narrow)
+
+
+class Lines:
+    """The rows of x (*shape, C) in the order in which they stand in memory: where x is a view whose
+    dimensions are exchanged, what is computed of its rows is such a view too, and nothing is
+    copied."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.order: list[int] | None = None
+        if not x.is_contiguous():
+            strides, last = x.stride(), x.dim() - 1
+            order = [*sorted(range(last), key=lambda d: -strides[d]), last]
+            turned = x.permute(order)
+            if turned.is_contiguous():
+                self.order, x = order, turned
+        self.shape = x.shape[:-1]
+        self.rows = x.reshape(-1, x.shape[-1])
+
+    def given(self, t: Tensor) -> Tensor:
+        """The rows of another tensor of the same shape, in x's order."""
+        t = t if self.order is None else t.permute(self.order)
+        return t.reshape(-1, t.shape[-1]).contiguous()
+
+    def taken(self, rows: Tensor) -> Tensor:
+        """The tensor whose rows these are."""
+        y = rows.view(*self.shape, rows.shape[-1])
+        if self.order is None:
+            return y
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return y.permute(back)
+
+    def product(
+        self, weights: Tensor, bias: Tensor | None, outputs: int, residual: Tensor | None,
+        narrow: bool, slopes: Tensor | None = None, finish: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """The op linear_ on these rows; slopes: rows in the same order."""
+        dtype = torch.bfloat16 if narrow else torch.float32
+        y = pool.empty((len(self.rows), outputs), dtype)
+        added = None if residual is None else self.given(residual)
+        _ops.linear_(y, slopes, self.rows.contiguous(), weights, bias, added, finish)
+        return self.taken(y)
 
 
 def fold(

@@ -18,12 +18,14 @@ def is_gray(x: Tensor) -> bool:
 
 
 def in_format_of(x: Tensor, y: Any) -> Any:
-    """Outputs that are images, contiguous for a contiguous x, as the model itself gives them."""
+    """Outputs that are images, contiguous for a contiguous x, as the model itself gives them; and
+    all others contiguous, so that any view of them holds."""
+    images = x.is_contiguous()
 
     def match(t: Any) -> Any:
-        return t.contiguous() if isinstance(t, Tensor) and t.dim() == 4 else t
+        return t.contiguous() if isinstance(t, Tensor) and (images or t.dim() != 4) else t
 
-    return tree_map(match, y) if x.is_contiguous() else y
+    return tree_map(match, y)
 
 
 def in_dtype_of(x: Tensor, y: Any) -> Any:

@@ -12,6 +12,7 @@ from fastadv.engine import (
     reference_dense,
     reference_direct,
     reference_pool,
+    reference_tokens,
     reference_winograd,
 )
 from fastadv.ops import _define
@@ -41,6 +42,38 @@ _define(
     "(Tensor(a!) y, Tensor x, Tensor weights, Tensor? residual, Tensor? mask, int[] kernel, "
     "int[] stride, int[] padding, int[] dilation) -> ()",
     reference_direct.fold_,
+    no_result,
+)
+_define(
+    "linear_",
+    "(Tensor(a!) y, Tensor(b!)? slopes, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
+    "int finish) -> ()",
+    reference_tokens.linear_,
+    no_result,
+)
+_define(
+    "attention_",
+    "(Tensor(a!) o, Tensor(b!) p, Tensor q, Tensor k, Tensor v, float scale) -> ()",
+    reference_tokens.attention_,
+    no_result,
+)
+_define(
+    "attention_gradient_",
+    "(Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor grad, Tensor p, Tensor q, Tensor k, "
+    "Tensor v, float scale) -> ()",
+    reference_tokens.attention_gradient_,
+    no_result,
+)
+_define(
+    "norm_",
+    "(Tensor(a!) y, Tensor(b!) kept, Tensor x, Tensor? gamma, Tensor? beta, float eps) -> ()",
+    reference_tokens.norm_,
+    no_result,
+)
+_define(
+    "norm_gradient_",
+    "(Tensor(a!) y, Tensor grad, Tensor kept, Tensor x, Tensor? gamma, Tensor? residual) -> ()",
+    reference_tokens.norm_gradient_,
     no_result,
 )
 _define(

@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor, fx
 
 from fastadv.engine import calls
+from fastadv.engine.attention import attend_heads
 from fastadv.engine.choice import DIRECT, WINOGRAD, choose, geometry_of, is_gradient, weight_of
 from fastadv.engine.fold import fold_norms
+from fastadv.engine.gelu import fuse_linears
 from fastadv.engine.graph import (
     ADD,
     CONVOLUTION,
@@ -34,7 +36,10 @@ from fastadv.engine.graph import (
     signs_of,
     value,
 )  # fmt: skip
+from fastadv.engine.layout import lift_linears, tidy
 from fastadv.engine.linear import serve_linears
+from fastadv.engine.narrow import narrow_between
+from fastadv.engine.norms import normalize_tokens
 from fastadv.engine.pooling import pool_maxima
 from fastadv.engine.preactivation import rectify_norms
 from fastadv.engine.reference_direct import direct_weights
@@ -69,7 +74,13 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
         rows.append(_gradient(node, native, bfloat16))
     if native:
         rows += pool_maxima(graph)
+        tidy(graph)
         rows += [_linear_row(*found, bfloat16) for found in serve_linears(graph, bfloat16)]
+        lift_linears(graph)
+        fuse_linears(graph)
+        rows += attend_heads(graph, bfloat16) + normalize_tokens(graph)
+        if bfloat16:
+            narrow_between(graph)
         _add_into_masks(graph)
     graph.eliminate_dead_code()
     return rows

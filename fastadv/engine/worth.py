@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastadv.engine import calls, weights
+from fastadv.engine import calls, tokens, weights
 from fastadv.engine.graph import value
 
 GRAPH, LAYER = 0.5e-3, 0.045e-3  # seconds a graph, and a layer of it, costs over plain torch
@@ -26,6 +26,13 @@ _HALVED = 10e-12  # bfloat16
 # And a number.
 _NORMED = 1.5e-9  # of a folded norm's output: its passes, and their gradients'
 _POOLED = 1e-9  # of a pooled image, forward or gradient
+_TOKENS: dict[Any, float] = {  # of the result, or of the gradient that is given
+    tokens.attend: 8e-9,
+    tokens.attend_gradient: 25e-9,  # ATen's is turned and joined in twelve passes
+    tokens.linear_gelu: 0.5e-9,
+    tokens.linear_times: 2e-9,
+}
+_PRODUCTS = (calls.linear, tokens.linear_gelu, tokens.linear_times)
 
 
 def why_bypass(model: nn.Module, precision: str) -> str | None:
@@ -34,8 +41,10 @@ def why_bypass(model: nn.Module, precision: str) -> str | None:
         served = any(p.dim() in (2, 4) for p in model.parameters())
         return None if served else "it has no convolution and no linear layer"
     kernels = [p for p in model.parameters() if p.dim() == 4]
+    if any(isinstance(module, nn.LayerNorm) for module in model.modules()):
+        return None  # a transformer, most likely
     if not kernels:  # linear layers gain a few percent, and a call costs as much
-        return "it has no 2d convolution, and nothing else would change"
+        return "it has no 2d convolution and no layer norm, and nothing else would change"
     if sum(p.numel() for p in kernels) < 512:
         return "its convolutions are too small"
     return None
@@ -53,11 +62,14 @@ def _saved(node: fx.Node) -> float:
         return _POOLED * _numbers(node.args[0])
     if node.target is calls.max_pool_gradient:
         return _POOLED * _numbers(node)
-    if node.target is calls.linear:
+    passes = _TOKENS.get(node.target, 0.0) * _numbers(
+        node.args[0] if node.target is tokens.attend_gradient else node
+    )
+    if node.target in _PRODUCTS:
         half = value(node.args[1]).dtype == torch.bfloat16
         channels = value(node.args[0]).shape[-1]
-        return float((_HALVED if half else _LINEAR) * channels * _numbers(node))
-    return _convolution(node)
+        return float((_HALVED if half else _LINEAR) * channels * _numbers(node)) + passes
+    return passes or _convolution(node)
 
 
 def _convolution(node: fx.Node) -> float:
