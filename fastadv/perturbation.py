@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastadv import _checks, balls
 from fastadv.balls import Ball
-from fastadv.placement import Place, require_fit, spread
+from fastadv.placement import Place, require_fit, require_mask, spread
 from fastadv.reference import add_towards, box, compute_dtype, place_towards
 
 _FORMAT = "fastadv.perturbation.1"
@@ -28,7 +28,9 @@ class Perturbation:
     """A universal perturbation: delta (*shape), the shape of one sample, in `ball`.
 
     place: "tiles" repeats a smaller delta over the sample, cut at its ends; an offset puts it there
-    once, one number a dimension. per_class: delta is (classes, *shape), one for each label.
+    once, one number a dimension; a mask (bool, broadcast to the sample, as (H, W)) says where it is
+    not 0, and delta is (n,), the sample's numbers under the mask in their order. `whole` gives it
+    as a sample meets it. per_class: delta is (classes, *shape), one for each label.
     """
 
     delta: Tensor
@@ -38,7 +40,11 @@ class Perturbation:
 
     def __post_init__(self) -> None:
         if isinstance(self.place, str) and self.place != "tiles":
-            raise ValueError(f"`place` must be 'tiles', an offset or None, got {self.place!r}")
+            raise ValueError(
+                f"`place` must be 'tiles', an offset, a mask or None, got {self.place!r}"
+            )
+        if isinstance(self.place, Tensor):
+            require_mask(self.place)
 
     def apply(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape) -> (N, *shape)
         """clamp(x + delta) to the ball's bounds, every coordinate rounded towards x: what delta
@@ -67,6 +73,15 @@ class Perturbation:
         whole = spread(delta, x.shape[1:], self.place)
         return whole[class_labels(y, x, len(delta))] if self.per_class else whole
 
+    def whole(self, shape: Sequence[int]) -> Tensor:  # (*shape), or (classes, *shape)
+        """What delta is to a sample of `shape`: 0 where it has no place.
+
+        Raises ValueError where it does not fit.
+        """
+        require_fit(self._each.shape[1:], tuple(shape), self.place, "delta")
+        each = spread(self._each, tuple(shape), self.place)
+        return each if self.per_class else each[0]
+
     @property
     def _each(self) -> Tensor:  # (classes or 1, *shape)
         return self.delta if self.per_class else self.delta[None]
@@ -76,29 +91,36 @@ class Perturbation:
         return float(self.ball.norm(self._each).max())
 
     def __repr__(self) -> str:
-        form = "" if self.place is None else f", place={self.place!r}"
+        place = self.place
+        said = f"<mask {tuple(place.shape)}>" if isinstance(place, Tensor) else repr(place)
+        form = "" if place is None else f", place={said}"
         form += ", per_class=True" if self.per_class else ""
         shape = tuple(self.delta.shape)
         return f"Perturbation({shape}, norm={self.norm():.4g}, ball={self.ball}{form})"
 
     def save(self, path: str | os.PathLike[str], facts: Mapping[str, str] | None = None) -> None:
-        """Writes a safetensors file: the tensor `delta`, and in its metadata the ball and `facts`.
+        """Writes a safetensors file: the tensor `delta`, and `mask` where it has one; in the
+        metadata the ball, the place and `facts`.
 
         An existing file is replaced only once the new one is whole. Raises FileNotFoundError
         where `path` is a folder or in none.
         """
         ball = {"order": self.ball.order, "radius": self.ball.radius, "bounds": self.ball.bounds}
-        form = {"place": self.place, "per_class": self.per_class}
+        masked = isinstance(self.place, Tensor)
+        form = {"place": "mask" if masked else self.place, "per_class": self.per_class}
         metadata = {**(facts or {}), "format": _FORMAT, "ball": json.dumps(ball)}
         if self.place is not None or self.per_class:
             metadata["form"] = json.dumps(form)
+        tensors = {"delta": self.delta.detach().cpu().contiguous()}
+        if isinstance(self.place, Tensor):
+            tensors["mask"] = self.place.cpu().contiguous()
         target = Path(path)
         if target.is_dir() or not target.parent.is_dir():
             what = "a file's" if target.is_dir() else "in a folder that exists"
             raise FileNotFoundError(f"`path` must be {what}, got {os.fspath(path)!r}")
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            save_file({"delta": self.delta.detach().cpu().contiguous()}, partial, metadata)
+            save_file(tensors, partial, metadata)
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -117,13 +139,14 @@ class Perturbation:
                     )
                 saved, delta = json.loads(metadata["ball"]), file.get_tensor("delta")
                 form = json.loads(metadata.get("form", "{}"))
+                place = form.get("place")
+                place = file.get_tensor("mask") if place == "mask" else place
         except SafetensorError as error:
             raise ValueError(
                 f"`path` must be a safetensors file, got {os.fspath(path)!r}: {error}"
             ) from error
         bounds = saved["bounds"]
         ball = _BALLS[saved["order"]](saved["radius"], bounds and tuple(bounds))
-        place = form.get("place")
         place = tuple(place) if isinstance(place, list) else place
         return cls(delta, ball, place, form.get("per_class", False))
 

@@ -12,17 +12,27 @@ from tolerance import assert_in_ball, assert_in_box
 from torch import nn
 
 import fastadv as fa
-from fastadv.placement import gather, spread
+from fastadv.placement import alike, gather, spread
 
 W = torch.randn(3, 7, 5, generator=seeded(1)).double()
 X = torch.rand(9, 3, 7, 5, generator=seeded(2)).double()
 Y = torch.zeros(9, dtype=torch.long)
+ROUND = (torch.arange(7)[:, None] - 3).square() + (torch.arange(5) - 2).square() < 5
 PLACES = [
     ((3, 2, 3), "tiles"),
     ((1, 4, 5), "tiles"),
     ((3, 3, 2), (0, 4, 1)),
     ((2, 1, 1), (1, 0, 0)),
+    ((3 * 13,), ROUND),
+    ((2 * 13,), ROUND & torch.tensor([True, False, True])[:, None, None]),
 ]
+
+
+def options(small: tuple[int, ...] | None, place: object) -> dict[str, object]:
+    """What asks `gradient` for such a delta."""
+    if isinstance(place, torch.Tensor):
+        return {"mask": place}
+    return {"delta_shape": small, "offset": place if isinstance(place, tuple) else None}
 
 
 def linear(rule: fa.rules.Rule, ball: fa.Ball) -> fa.Attack:
@@ -56,16 +66,22 @@ def test_where_delta_stands() -> None:
     assert torch.equal(got, expected)
     assert many.norm() == pytest.approx(0.4)
     assert "place=(1, 2), per_class=True" in repr(many)
+    mask = torch.tensor([[False, True], [True, True]])
+    masked = fa.Perturbation(torch.tensor([0.1, 0.2, 0.3]), patch.ball, mask)
+    expected = torch.tensor([[0.0, 0.1], [0.2, 0.3]])
+    assert torch.equal(masked.apply(torch.zeros(3, 2, 2)), expected.expand(3, 2, 2))
+    assert torch.equal(masked.whole((2, 2)), expected)
+    assert repr(masked).startswith("Perturbation((3,), norm=0.3, ")
+    assert repr(masked).endswith(", place=<mask (2, 2)>)")
 
 
 @pytest.mark.parametrize(("small", "place"), PLACES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_on_a_linear_model(small: tuple[int, ...], place: object, dtype: torch.dtype) -> None:
     """The best delta is radius * sign of the weights under it, summed over the tiles."""
-    offset = None if place == "tiles" else place
     uap = fa.universal.gradient(
         linear(fa.Steepest(0.1), fa.Linf(0.25)), LinearPair(W), [(X.to(dtype), Y)], 4,
-        delta_shape=small, offset=offset,
+        **options(small, place),
     )  # fmt: skip
     best = gather(W[None], small, place)[0].sign() * 0.25
     assert uap.delta.dtype == dtype
@@ -145,15 +161,16 @@ def test_one_a_class_fools_more_than_one_for_all() -> None:
 def test_save_load_and_init(
     small: tuple[int, ...] | None, place: object, many: int | None, tmp_path: Path
 ) -> None:
-    offset = place if isinstance(place, tuple) else None
-    form = {"delta_shape": small, "offset": offset, "per_class": many}
+    form = {**options(small, place), "per_class": many}
     attack = linear(fa.Steepest(0.02), fa.Linf(0.25))
     data = [(X, torch.arange(9) % 2)]
     half = fa.universal.gradient(attack, LinearPair(W), data, 2, **form)
     half.save(tmp_path / "uap.safetensors")
     loaded = fa.Perturbation.load(tmp_path / "uap.safetensors")
     assert torch.equal(loaded.delta, half.delta)
-    assert (loaded.place, loaded.per_class) == (half.place, half.per_class) == (place, many == 2)
+    assert alike(loaded.place, half.place)
+    assert alike(half.place, place)
+    assert loaded.per_class == half.per_class == (many == 2)
     assert torch.equal(loaded.apply(X, data[0][1]), half.apply(X, data[0][1]))
     on = fa.universal.gradient(attack, LinearPair(W), data, 2, init=loaded, **form)
     once = fa.universal.gradient(attack, LinearPair(W), data, 4, **form)
@@ -235,7 +252,7 @@ def test_errors() -> None:
     with pytest.raises(TypeError, match=r"`model` must be a torch\.nn\.Module"):
         fa.universal.gradient(attack, net.forward, [(x, y)], layers=["0"])
     with pytest.raises(
-        ValueError, match="`place` must be 'tiles', an offset or None, got 'mosaic'"
+        ValueError, match="`place` must be 'tiles', an offset, a mask or None, got 'mosaic'"
     ):
         fa.Perturbation(tile.delta, tile.ball, "mosaic")
     with pytest.raises(ValueError, match=re.escape("`delta` must fit into a sample (3, 1, 6)")):

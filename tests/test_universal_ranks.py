@@ -57,6 +57,10 @@ def exact(whole: Batches, rank: int | None) -> dict[str, Tensor]:
         found[name] = fa.universal.gradient(attack, LinearPair(W), linear, 3).delta
     voted = fa.Attack(fa.Linf(0.2), fa.Steepest(0.02), start="zero")
     found["signs"] = fa.universal.gradient(voted, smooth_net(), loader, 4, signs=True).delta
+    mask = W > -5  # all but one
+    found["mask"] = fa.universal.gradient(
+        voted, smooth_net(), loader, 4, signs=True, mask=mask
+    ).delta
     found["classes"] = fa.universal.gradient(
         voted, smooth_net(), loader, 4, signs=True, per_class=3
     ).delta
@@ -117,6 +121,7 @@ def said(rank: int) -> dict[str, str]:
     other = [(whole[0][0][:, :5], whole[0][1])] if rank else whole
     calls = {
         "empty": lambda: fa.universal.gradient(attack, smooth_net(), whole if rank else []),
+        "mask": lambda: fa.universal.gradient(attack, smooth_net(), whole, mask=W.gt(2 * rank)),
         "shape": lambda: fa.universal.gradient(attack, nn.Linear(6 - rank, 3).double(), other),
     }
     uap = fa.Perturbation(W, fa.Linf(9.0))
@@ -227,6 +232,7 @@ def test_what_is_refused_is_refused_on_every_rank(ranks: list[dict]) -> None:
         uap = fa.Perturbation(W, fa.Linf(9.0))
         assert rank["said"]["part"] == str(fa.universal.measure(uap, smooth_net(), batches()))
         assert "the first batch must be alike on every rank, got [(6, " in rank["said"]["shape"]
+        assert "alike on every rank, got [(6, 'torch.float64', 'mask " in rank["said"]["mask"]
 
 
 def test_without_communication(ranks: list[dict]) -> None:

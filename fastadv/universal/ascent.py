@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from fastadv import _checks, ops
 from fastadv.attack import Attack, draw_seed, require_attack
 from fastadv.balls import Linf
 from fastadv.perturbation import Perturbation
-from fastadv.placement import Place, gather, require_fit
+from fastadv.placement import Place, alike, gather, require_fit, require_mask, small_shape
 from fastadv.reference import compute_dtype, rows
 from fastadv.rules import Adam, Auto, Gradient, Momentum, State, Steepest
 from fastadv.universal.penalty import Penalty
@@ -23,17 +24,26 @@ from fastadv.universal.ranks import Ranks
 
 @dataclass(frozen=True)
 class Form:
-    """What delta is: smaller than a sample (`shape`: tiles, or placed at `offset`), one a class."""
+    """What delta is: smaller than a sample (`shape`: tiles, or placed at `offset`), free under
+    `mask` alone, one a class."""
 
     shape: tuple[int, ...] | None = None
     offset: tuple[int, ...] | None = None
     classes: int | None = None
+    mask: Tensor | None = None  # bool, broadcasts to a sample
 
     @classmethod
     def of(
-        cls, shape: Sequence[int] | None, offset: Sequence[int] | None, classes: int | None
+        cls,
+        shape: Sequence[int] | None,
+        offset: Sequence[int] | None,
+        classes: int | None,
+        mask: Tensor | None,
     ) -> Form:
-        """Raises ValueError for an offset without a shape and for less than one class."""
+        """Raises ValueError for an offset without a shape, a mask with one, an empty mask, and for
+        less than one class; TypeError for a mask that is not of bool."""
+        if mask is not None and shape is not None:
+            raise ValueError("`mask` says where a delta of its own is: give no `delta_shape`")
         if offset is not None and shape is None:
             raise ValueError("`offset` places a smaller delta: give its `delta_shape`")
         if classes is not None and classes < 1:
@@ -42,11 +52,28 @@ class Form:
             None if shape is None else tuple(shape),
             None if offset is None else tuple(offset),
             classes,
+            None if mask is None else require_mask(mask).detach().clone(),
         )
 
     @property
     def place(self) -> Place:
+        if self.mask is not None:
+            return self.mask
         return self.offset if self.shape is None or self.offset is not None else "tiles"
+
+    def fitted(self, shape: torch.Size) -> tuple[int, ...]:
+        """delta's shape for samples of `shape`. Raises ValueError where it does not fit."""
+        small = small_shape(shape, self.mask) if self.shape is None else self.shape
+        require_fit(small, shape, self.place, "delta_shape")
+        return small
+
+    def facts(self, x: Tensor) -> tuple[object, ...]:
+        """What ranks compare before the first step."""
+        shape = tuple(x.shape[1:]) if self.shape is None else self.shape
+        mask = (
+            () if self.mask is None else (f"mask {crc32(bytes(self.mask.flatten().tolist())):08x}",)
+        )
+        return (*shape, str(x.dtype), *mask)
 
 
 class Ascent:
@@ -77,7 +104,7 @@ class Ascent:
         if isinstance(attack.rule, Auto):
             raise ValueError("`attack` must have a rule with a step size, got Auto (apgd)")
         self.form = form or Form()
-        if self.form.place == "tiles" and not isinstance(attack.ball, Linf):
+        if isinstance(self.form.place, str) and not isinstance(attack.ball, Linf):
             raise ValueError(
                 f"`delta_shape` without `offset` goes with Linf, got {attack.ball}: tiles together "
                 "are longer than one"
@@ -120,10 +147,8 @@ class Ascent:
     def apply(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape)
         """clamp(x + delta) to the bounds; y (N,) chooses where there is one delta a class."""
         if self._delta is None:
-            shape = tuple(x.shape[1:]) if self.form.shape is None else self.form.shape
-            self.ranks.require_alike((*shape, str(x.dtype)) if len(x) else None)
-            require_fit(shape, x.shape[1:], self.form.place, "delta_shape")
-            self._delta = self._begin(x.detach(), shape)
+            self.ranks.require_alike(self.form.facts(x) if len(x) else None)
+            self._delta = self._begin(x.detach(), self.form.fitted(x.shape[1:]))
             self.ranks.share_(self._delta)
             each = [self._delta[j : j + 1] for j in range(len(self._delta))]
             self._states, self._k = [self.rule.start(row) for row in each], [0] * len(each)
@@ -138,10 +163,12 @@ class Ascent:
             raise ValueError("the first batch must have a sample, got an empty one")
         zeros = x.new_zeros(self.form.classes or 1, *shape)
         if self._init is not None:
-            own, name = self._of(zeros), "x[0]" if self.form == Form() else "the delta asked for"
+            whole = self.form.place is None and self.form.classes is None
+            own, name = self._of(zeros), "x[0]" if whole else "the delta asked for"
             given = self._init.delta.detach().to(x.device, x.dtype)
             _checks.like(given, "init", own.delta, name)
-            if (self._init.place, self._init.per_class) != (own.place, own.per_class):
+            placed = alike(self._init.place, own.place)
+            if not placed or self._init.per_class != own.per_class:
                 raise ValueError(f"`init` must be placed like {name}, got {self._init}")
             return self.free.project(given.view_as(zeros), zeros)
         if self._random:

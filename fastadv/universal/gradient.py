@@ -48,6 +48,7 @@ def gradient(
     signs: bool = False,
     delta_shape: Sequence[int] | None = None,
     offset: Sequence[int] | None = None,
+    mask: Tensor | None = None,
     per_class: int | None = None,
     init: Perturbation | None = None,
     state: str | os.PathLike[str] | None = None,
@@ -75,6 +76,8 @@ def gradient(
     delta_shape: a smaller delta, repeated over the sample as tiles, over which its gradient is
     summed (Metzen et al. 1704.05712), or, with `offset`, a patch placed there once. It
     has as many dimensions as a sample; a 1 for the channels moves all alike.
+    mask: a bool tensor that broadcasts to a sample, as (H, W): nothing moves but where it is true,
+    and delta is (n,), the sample's numbers under it, in a ball of their own; `whole` places them.
     per_class: so many deltas, one for each label; each follows the samples of its own y alone, in
     a ball of its own, as if it had been run on them.
     init: goes on from there. progress: a bar with the share of inputs fooled so far.
@@ -91,15 +94,15 @@ def gradient(
     in one input still votes for where delta goes in the others.
 
     Raises ValueError for a loader without batches, a penalty with another rule, classes with a
-    target or without class labels, layers with a target or from delta = 0, a delta that does not
-    fit or tiles in another ball than linf, a `state` of another run, and where an attack would on a
-    batch.
+    target or without class labels, layers with a target or from delta = 0, a delta or a mask that
+    does not fit, tiles in another ball than linf, a `state` of another run, and where an attack
+    would on a batch.
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}")
     require_loader(loader)
     goal = _Goal(attack, model, target, classes, layers, loss_cap)
-    form = Form.of(delta_shape, offset, per_class)
+    form = Form.of(delta_shape, offset, per_class, mask)
     ascent = Ascent(attack, init, signs, generator, penalty, form, Ranks(group))
     if layers is not None and init is None and attack.start != "uniform":
         raise ValueError(f"`layers` need a start='uniform' or an `init`, got {attack.start!r}")
