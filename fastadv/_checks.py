@@ -8,8 +8,6 @@ import warnings
 import torch
 from torch import Tensor
 
-from fastadv.reference import box
-
 
 def text(shape: torch.Size | tuple[int, ...]) -> str:
     """A shape as people write it: (64, 3, 32, 32)."""
@@ -80,26 +78,46 @@ def mutable(t: Tensor, name: str) -> None:
 
 
 def inputs(x: Tensor, radius: Tensor, bounds: Tensor | None) -> None:
-    """Raises where the data or the radius of an attack would give a silently wrong answer."""
-    if not bool((radius >= 0).all()):
+    """Raises where the data or the radius of an attack would give a silently wrong answer.
+
+    One pass over x, and one wait for a device.
+    """
+    faults = [(~(radius >= 0)).any()]
+    if x.numel():
+        least, most = _extent(x.detach(), bounds)
+        faults.append(~(torch.isfinite(least) & torch.isfinite(most)).all())
+        if bounds is not None:
+            faults.append(_outside(x, least, most, bounds))
+    wrong = torch.stack(faults).tolist()
+    if wrong[0]:
         raise ValueError("`radius` must be at least 0 for each sample, got a negative one or NaN")
-    if not x.numel():
-        return
-    if not bool(torch.isfinite(x).all()):
+    if any(wrong[1:2]):
         raise ValueError("`x` must be finite, got NaN or inf")
-    if bounds is None:
-        return
-    lower, upper = box(bounds, x)
+    if any(wrong):
+        assert bounds is not None
+        raise ValueError(
+            f"`x` must lie within the ball's bounds {bounds.tolist()}, got values from "
+            f"{float(x.min()):.4g} to {float(x.max()):.4g}: scale x, or give the ball its bounds"
+        )
+
+
+def _extent(x: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x's least and largest number, of each channel where the bounds are; NaN where any is."""
+    if bounds is None or bounds.dim() < 2:
+        least, most = x.aminmax()
+        return least, most
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    return x.amin(others), x.amax(others)
+
+
+def _outside(x: Tensor, least: Tensor, most: Tensor, bounds: Tensor) -> Tensor:  # ()
+    lower, upper = bounds
     # Data normalised in float32 may miss its own bounds by a few roundings, and half precision by
     # one more of its own; such x are clamped. A side without a bound is no measure of the other.
     eps = 8 * torch.finfo(lower.dtype).eps
     eps += torch.finfo(x.dtype).eps / 2 if x.dtype != lower.dtype else 0
     room = eps * torch.maximum(_finite(lower.abs()), _finite(upper.abs()))
-    if bool(((x < lower - room) | (x > upper + room)).any()):
-        raise ValueError(
-            f"`x` must lie within the ball's bounds {bounds.tolist()}, got values from "
-            f"{float(x.min()):.4g} to {float(x.max()):.4g}: scale x, or give the ball its bounds"
-        )
+    return ((least < lower - room) | (most > upper + room)).any()
 
 
 def binding(order: str, radius: Tensor, bounds: Tensor | None) -> None:

@@ -56,12 +56,23 @@ class Perturbation:
         radius = torch.zeros((), device=x.device)  # delta's own ball was settled when it was made
         _checks.inputs(x.detach(), radius, self.ball.bounds_for(x))
         if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
-            lower, upper = (bound.to(x.dtype) for bound in box(self.ball.bounds_for(x), x))
-            return torch.maximum(torch.minimum(x + delta.to(x.dtype), upper), lower)
+            return self._sum(x, delta)
         origin = x.detach().to(compute_dtype(x.dtype))
         delta = _shorten(delta.detach(), origin.dtype).expand_as(origin)
         bounds = box(self.ball.bounds_for(x), origin)
         return place_towards(add_towards(origin, delta), origin, *bounds, x.dtype)
+
+    def near(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape) -> (N, *shape)
+        """`apply` without its checks of x, to a rounding: the plain clamp(x + delta), two passes in
+        place of some twenty. A search goes by it."""
+        return self._sum(x, self._over(x, y))
+
+    def _sum(self, x: Tensor, delta: Tensor) -> Tensor:
+        point, bounds = x + delta.to(x.dtype), self.ball.bounds_for(x)
+        if bounds is None:
+            return point
+        lower, upper = (bound.to(x.dtype) for bound in box(bounds, x))
+        return torch.maximum(torch.minimum(point, upper), lower)
 
     def _over(self, x: Tensor, y: Tensor | None) -> Tensor:
         """delta as x meets it: (1, *shape), or (N, *shape) with one a class."""

@@ -145,14 +145,15 @@ class Ascent:
         self._k = list(facts["k"])
 
     def apply(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (N, *shape)
-        """clamp(x + delta) to the bounds; y (N,) chooses where there is one delta a class."""
+        """clamp(x + delta) to the bounds, to a rounding; y (N,) chooses where there is one delta a
+        class. x is checked already."""
         if self._delta is None:
             self.ranks.require_alike(self.form.facts(x) if len(x) else None)
             self._delta = self._begin(x.detach(), self.form.fitted(x.shape[1:]))
             self.ranks.share_(self._delta)
             each = [self._delta[j : j + 1] for j in range(len(self._delta))]
             self._states, self._k = [self.rule.start(row) for row in each], [0] * len(each)
-        return self._of(self._delta).apply(x, y)
+        return self._of(self._delta).near(x, y)
 
     def _of(self, delta: Tensor) -> Perturbation:
         many = self.form.classes is not None

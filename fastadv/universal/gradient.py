@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from fastadv import _checks, ops
 from fastadv._bar import along
 from fastadv.attack import Attack
-from fastadv.model import Model, crafting
+from fastadv.model import Model, crafting, held
 from fastadv.objectives import as_objective
 from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
@@ -109,15 +109,17 @@ def gradient(
     settings = {
         "algorithm": "gradient", "attack": attack, "loss_cap": loss_cap, "target": target,
         "classes": classes and list(classes), "layers": layers, "penalty": penalty, "signs": signs,
-        "form": form, "init": digest(None if init is None else init.delta),
+        "form": replace(form, mask=None), "mask": digest(form.mask),
+        "init": digest(None if init is None else init.delta),
     }  # fmt: skip
     kept = State(state, {name: str(value) for name, value in settings.items()}, ascent.ranks)
-    for epoch in range(_resume(kept, goal, ascent, loader), epochs):
-        hidden = not progress or ascent.ranks.rank > 0
-        bar = along(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
-        require_some(_epoch(goal, ascent, bar), again=epoch > 0)
-        tensors, facts = ascent.state
-        kept.keep(tensors, {**facts, "done": epoch + 1})
+    with crafting(model, attack.mode), held(model):
+        for epoch in range(_resume(kept, goal, ascent, loader), epochs):
+            hidden = not progress or ascent.ranks.rank > 0
+            bar = along(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
+            require_some(_epoch(goal, ascent, bar), again=epoch > 0)
+            tensors, facts = ascent.state
+            kept.keep(tensors, {**facts, "done": epoch + 1})
     return ascent.perturbation
 
 
@@ -152,7 +154,8 @@ def _epoch(goal: _Goal, ascent: Ascent, bar: tqdm[Batch]) -> int:
 
 @dataclass(frozen=True)
 class _Goal:
-    """What is ascended: of which objective, with which sign and weight for which sample."""
+    """What is ascended: of which objective, with which sign and weight for which sample. The model
+    is in the attack's mode while it is used."""
 
     attack: Attack
     model: Model
@@ -183,13 +186,13 @@ class _Goal:
         else:
             always |= self.target is None or objective.targeted_needs_y
         if y is None and always:
-            with torch.no_grad(), crafting(self.model, self.attack.mode):
+            with torch.no_grad():
                 y = objective.predict(output(self.model, x.clone()))
         return x, y
 
     def pull(self, x: Tensor, y: Tensor | None, point: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """(gradients at `point` (N, *shape), the samples' weights (N,), how many are fooled)."""
-        with torch.no_grad(), crafting(self.model, self.attack.mode):
+        with torch.no_grad():
             if self.layers is not None:
                 chosen = chosen_layers(self.model, self.layers)
                 assert isinstance(self.model, torch.nn.Module)
