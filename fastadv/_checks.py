@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from fastadv.reference import compute_dtype
+
+if TYPE_CHECKING:
+    from fastadv.balls import Ball
 
 
 def text(shape: torch.Size | tuple[int, ...]) -> str:
@@ -77,47 +83,48 @@ def mutable(t: Tensor, name: str) -> None:
         raise ValueError(f"`{name}` is updated in place and must not be expanded: call .clone()")
 
 
-def inputs(x: Tensor, radius: Tensor, bounds: Tensor | None) -> None:
-    """Raises where the data or the radius of an attack would give a silently wrong answer.
+def inputs(x: Tensor, ball: Ball, radius: Tensor | None = None) -> None:
+    """Raises where data or `radius` (None: the ball's own) would give a silently wrong answer.
 
-    One pass over x, and one wait for a device.
+    One pass over x; its extremes are compared as Python's numbers: as tensors they cost 1% of a
+    step of a net for MNIST.
     """
-    faults = [(~(radius >= 0)).any()]
-    if x.numel():
-        least, most = _extent(x.detach(), bounds)
-        faults.append(~(torch.isfinite(least) & torch.isfinite(most)).all())
-        if bounds is not None:
-            faults.append(_outside(x, least, most, bounds))
-    wrong = torch.stack(faults).tolist()
-    if wrong[0]:
+    ball.check_channels(tuple(x.shape))
+    if radius is not None and radius.numel() and not float(radius.min()) >= 0:
         raise ValueError("`radius` must be at least 0 for each sample, got a negative one or NaN")
-    if any(wrong[1:2]):
+    if not x.numel():
+        return
+    lower, upper = ball.bounds or (-math.inf, math.inf)
+    lower, upper = (b if isinstance(b, tuple) else (b,) for b in (lower, upper))
+    least, most = _extremes(x.detach(), channels=len(lower) > 1)
+    if not all(map(math.isfinite, least + most)):  # NaN where any is
         raise ValueError("`x` must be finite, got NaN or inf")
-    if any(wrong):
-        assert bounds is not None
-        raise ValueError(
-            f"`x` must lie within the ball's bounds {bounds.tolist()}, got values from "
-            f"{float(x.min()):.4g} to {float(x.max()):.4g}: scale x, or give the ball its bounds"
-        )
-
-
-def _extent(x: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x's least and largest number, of each channel where the bounds are; NaN where any is."""
-    if bounds is None or bounds.dim() < 2:
-        least, most = x.aminmax()
-        return least, most
-    others = [dim for dim in range(x.dim()) if dim != 1]
-    return x.amin(others), x.amax(others)
-
-
-def _outside(x: Tensor, least: Tensor, most: Tensor, bounds: Tensor) -> Tensor:  # ()
-    lower, upper = bounds
     # Data normalised in float32 may miss its own bounds by a few roundings, and half precision by
     # one more of its own; such x are clamped. A side without a bound is no measure of the other.
-    eps = 8 * torch.finfo(lower.dtype).eps
-    eps += torch.finfo(x.dtype).eps / 2 if x.dtype != lower.dtype else 0
-    room = eps * torch.maximum(_finite(lower.abs()), _finite(upper.abs()))
-    return ((least < lower - room) | (most > upper + room)).any()
+    dtype = compute_dtype(x.dtype)
+    eps = 8 * torch.finfo(dtype).eps
+    eps += torch.finfo(x.dtype).eps / 2 if x.dtype != dtype else 0
+    for lowest, highest, low, high in zip(least, most, lower, upper, strict=True):
+        room = eps * max(abs(end) if math.isfinite(end) else 0.0 for end in (low, high))
+        if lowest < low - room or highest > high + room:
+            raise ValueError(
+                f"`x` must lie within the ball's bounds {list(map(_listed, ball.bounds or ()))}, "
+                f"got values from {min(least):.4g} to {max(most):.4g}: scale x, or give the ball "
+                "its bounds"
+            )
+
+
+def _listed(bound: float | tuple[float, ...]) -> float | list[float]:
+    return list(bound) if isinstance(bound, tuple) else bound
+
+
+def _extremes(x: Tensor, channels: bool) -> tuple[list[float], list[float]]:
+    """x's least and largest numbers, or those of each channel (dimension 1)."""
+    if not channels:
+        least, most = x.aminmax()
+        return [float(least)], [float(most)]
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    return x.amin(others).tolist(), x.amax(others).tolist()
 
 
 def binding(order: str, radius: Tensor, bounds: Tensor | None) -> None:
@@ -131,7 +138,3 @@ def binding(order: str, radius: Tensor, bounds: Tensor | None) -> None:
             f"bind: was {least:.6g} / 255 meant?",
             stacklevel=4,
         )
-
-
-def _finite(t: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(t), t, 0)

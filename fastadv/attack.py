@@ -148,7 +148,7 @@ class Attack:
             limit = self.ball.radius if radius is None else radius
             r = ops.per_sample(limit, x, "radius", round_down=True)
             r = r.reshape(()) if r.numel() == 1 else r
-            _checks.inputs(x, r, self.ball.bounds_for(x))
+            _checks.inputs(x, self.ball, r)
             _checks.binding(self.ball.order, r, self.ball.bounds_for(x))
             if isinstance(self.rule, Auto) and not bool(torch.isfinite(r).all()):
                 raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")

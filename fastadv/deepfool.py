@@ -109,7 +109,7 @@ class DeepFool:
         _checks.data(x, "x")
         with torch.inference_mode(False), torch.no_grad():
             x = x.detach().clone() if x.is_inference() else x.detach()
-            _checks.inputs(x, torch.zeros((), device=x.device), self.ball.bounds_for(x))
+            _checks.inputs(x, self.ball)
             search = Search(self, x, _checks.labels(y, "y"))
             if x.numel():
                 with crafting(model, self.mode), held(model):

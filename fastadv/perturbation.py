@@ -53,8 +53,7 @@ class Perturbation:
         rounding.) y: labels (N,), which choose where there is one delta a class."""
         _checks.data(x, "x")
         delta = self._over(x, y)
-        radius = torch.zeros((), device=x.device)  # delta's own ball was settled when it was made
-        _checks.inputs(x.detach(), radius, self.ball.bounds_for(x))
+        _checks.inputs(x, self.ball)
         if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
             return self._sum(x, delta)
         origin = x.detach().to(compute_dtype(x.dtype))
@@ -68,11 +67,14 @@ class Perturbation:
         return self._sum(x, self._over(x, y))
 
     def _sum(self, x: Tensor, delta: Tensor) -> Tensor:
-        point, bounds = x + delta.to(x.dtype), self.ball.bounds_for(x)
-        if bounds is None:
+        point = x + delta.to(x.dtype)
+        if self.ball.bounds is None:
             return point
-        lower, upper = (bound.to(x.dtype) for bound in box(bounds, x))
-        return torch.maximum(torch.minimum(point, upper), lower)
+        lower, upper = self.ball.bounds
+        if isinstance(lower, float) and isinstance(upper, float):
+            return point.clamp(lower, upper)
+        low, high = (bound.to(x.dtype) for bound in box(self.ball.bounds_for(x), x))
+        return point.clamp(low, high)
 
     def _over(self, x: Tensor, y: Tensor | None) -> Tensor:
         """delta as x meets it: (1, *shape), or (N, *shape) with one a class."""

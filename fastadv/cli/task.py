@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fastadv import _checks, ops
+from fastadv import _checks
 from fastadv.attack import Attack
 from fastadv.cli.arguments import Mistake, naming
 from fastadv.cli.data import Data
@@ -63,8 +63,7 @@ def check(task: Task, model: str, files: Sequence[str]) -> None:
     x, y, target = task.data.x, task.data.y, task.data.target
     ball, objective = task.attack.ball, objective_of(task.attack)
     with naming("--data"):
-        radius = ops.per_sample(ball.radius, x, "radius", round_down=True)
-        _checks.inputs(x, radius, ball.bounds_for(x))
+        _checks.inputs(x, ball)
     try:
         with torch.no_grad(), crafting(task.model, "eval"):
             logits = task.model(x[:1].to(task.device))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastadv import _checks, ops
+from fastadv import _checks
 from fastadv.attack import Attack, require_attack
 from fastadv.model import Model
 from fastadv.objectives import ObjectiveLike
@@ -65,8 +65,7 @@ class Universal:
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of `model`, in the mode that it is in, on clamp(x + delta)."""
         _checks.data(x, "x")
-        radius = ops.per_sample(self.attack.ball.radius, x, "radius", round_down=True)
-        _checks.inputs(x.detach(), radius, self.attack.ball.bounds_for(x))
+        _checks.inputs(x, self.attack.ball)
         x_adv = self._ascent.apply(x.detach()).requires_grad_()
         logits = output(learner(model), x_adv)
         self.loss.check(logits, y)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor
 
 from fastadv import _checks
@@ -52,7 +51,7 @@ def samples(
         _checks.data(x, "x")
         if len(x):
             x = x.detach().clone() if x.is_inference() else x.detach()
-            _checks.inputs(x, torch.zeros((), device=x.device), ball.bounds_for(x))
+            _checks.inputs(x, ball)
             seen += len(x)
             yield x, y
     if some:

@@ -180,7 +180,7 @@ class _Goal:
         """The batch, checked; predictions for y where it is needed and not given."""
         objective = as_objective(self.attack.objective)
         _checks.data(x, "x")
-        _checks.inputs(x, self._radius(x), self.attack.ball.bounds_for(x))
+        _checks.inputs(x, self.attack.ball)
         if self.layers is not None:
             always |= self.classes is not None
         else:
