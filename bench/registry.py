@@ -18,6 +18,8 @@ from bench import (
     stop,
     train,
     universal,
+    universal_gradient,
+    universal_step,
 )
 from bench.store import Row
 
@@ -36,6 +38,18 @@ BENCHMARKS = {
     "step": Benchmark(step.__doc__ or "", step.arguments, step.run, step.YARDSTICK),
     "universal": Benchmark(
         universal.__doc__ or "", universal.arguments, universal.run, universal.YARDSTICK
+    ),
+    "universal_gradient": Benchmark(
+        universal_gradient.__doc__ or "",
+        universal_gradient.arguments,
+        universal_gradient.run,
+        universal_gradient.YARDSTICK,
+    ),
+    "universal_step": Benchmark(
+        universal_step.__doc__ or "",
+        universal_step.arguments,
+        universal_step.run,
+        universal_step.YARDSTICK,
     ),
     "head": Benchmark(head.__doc__ or "", head.arguments, head.run, head.YARDSTICK),
     "dense": Benchmark(dense.__doc__ or "", dense.arguments, dense.run, dense.YARDSTICK),

@@ -45,6 +45,18 @@ def test_step_stores_whole_rows(tmp_path, norm, dtype):
     "arguments",
     [
         ("universal", "--shape", "4x3x8x8", "--norm", "all", "--no-compile"),
+        (
+            "universal_gradient",
+            "--images",
+            "16",
+            "--train-steps",
+            "10",
+            "--rounds",
+            "1",
+            "--rate",
+            "0.1",
+        ),
+        ("universal_step", "--batch", "4", "--rounds", "2", "--compile"),
         ("head", "--shape", "16x10", "--objective", "dlr"),
         ("overhead", "--shape", "2x1x4x4"),
         ("moosavi", "--images", "30", "--train-steps", "20", "--rounds", "1", "--no-art"),
