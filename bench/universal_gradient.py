@@ -9,8 +9,8 @@ then knows, too); fooled is a prediction other than on the clean image. The plai
 both, after the clock. DeepFool is ART's default and the paper's inner attacker; FGSM is its
 fastest, PGD its strongest here, each at the best of a few settings tried on MNIST.
 
-Times are the processor's: ART's runs take seconds. "from" says when in its run ART's v first had
-that rate, which it cannot know: it looks after a pass. fa.compile's own seconds are not in.
+Times are the processor's: ART's runs take seconds. Printed besides: when ART's v first had that
+rate, which it cannot know, for it looks after a pass. fa.compile's own seconds are not in.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _measure(
     if art is not None:
         spent["ART"] = [_seconds(art) for _ in range(args.rounds)]
         rate = task.rate(art.v)
-        notes["ART"] = f": {rate:.1%} (from {art.first(rate):.2f} s)"
+        notes["ART"] = f": {rate:.1%}"
+        print(f"ART, {name}: v first had its rate {art.first(rate):.2f} s into the run")
     models = {"fastadv": fa.compile(task.model), "fastadv, plain model": task.model}
     for case, model in models.items():
         steps = task.fewest(model, rate)
@@ -119,7 +120,8 @@ def _measure(
             spent[case].append(_seconds(lambda: found.append(task.climb(model, steps))))  # noqa: B023
         if task.rate(found[-1]) < rate:
             raise gate.GateError(f"{case} fools fewer than {rate:.1%} when it is timed")
-        notes[case] = f": {task.rate(found[-1]):.1%}, {steps} steps"
+        notes[case] = f": {task.rate(found[-1]):.1%}"
+        print(f"{case}: {steps} steps")
     # A quantile needs two rounds.
     times = {case: Times(tuple(s * 2 if len(s) == 1 else s)) for case, s in spent.items()}
     clip = "clipped" if args.clip else "not clipped"
