@@ -2,10 +2,10 @@
 scikit-learn's digits; given an .npz of MNIST (x_train, y_train, x_test, y_test), on that, with a
 seed behind it if another than 0.
 
-What Algorithm 1 with DeepFool's steps fools depends on the net: over three seeds .77, .72 and .60 of
-MNIST on two strided convolutions, .50, .55 and .43 on LeNet, with max pooling. On LeNet neither ten
-passes (.52) nor an overshoot of 1.5 (.42) help; an inner search that goes on does, PGD: .79, .75
-and .76."""
+What Algorithm 1 with DeepFool's steps fools depends on the net: with three seeds .77, .72 and .60
+of MNIST on two strided convolutions, .50, .55 and .43 on LeNet, with max pooling. On LeNet neither
+ten passes (.52) nor an overshoot of 1.5 (.42) help; an inner search that goes on does, PGD: .79,
+.75 and .76."""
 
 import sys
 import time

@@ -70,10 +70,10 @@ class Form:
     def facts(self, x: Tensor) -> tuple[object, ...]:
         """What ranks compare before the first step."""
         shape = tuple(x.shape[1:]) if self.shape is None else self.shape
-        mask = (
-            () if self.mask is None else (f"mask {crc32(bytes(self.mask.flatten().tolist())):08x}",)
-        )
-        return (*shape, str(x.dtype), *mask)
+        if self.mask is None:
+            return (*shape, str(x.dtype))
+        digest = crc32(bytes(self.mask.flatten().tolist()))
+        return (*shape, str(x.dtype), f"mask {digest:08x}")
 
 
 class Ascent:
