@@ -72,9 +72,9 @@ class Perturbation:
             return point
         lower, upper = self.ball.bounds
         if isinstance(lower, float) and isinstance(upper, float):
-            return point.clamp(lower, upper)
+            return point.clamp_(lower, upper)
         low, high = (bound.to(x.dtype) for bound in box(self.ball.bounds_for(x), x))
-        return point.clamp(low, high)
+        return point.clamp_(low, high)
 
     def _over(self, x: Tensor, y: Tensor | None) -> Tensor:
         """delta as x meets it: (1, *shape), or (N, *shape) with one a class."""
