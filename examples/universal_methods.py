@@ -70,7 +70,7 @@ rows = {  # name: (fooled at least, or at most for noise: digits, MNIST; how)
     "moosavi": (0.5, 0.4, lambda: fa.universal.moosavi(ball, net, [seen], **sweep)),
     "moosavi, PGD": (0.7, 0.7, lambda: fa.universal.moosavi(ball, net, [seen], inner=pgd, **sweep)),
     "averaged": (0.6, 0.4, lambda: fa.universal.averaged(ball, net, seen.split(50), **sweep)),
-    "gradient": (0.8, 0.7, lambda: fa.universal.gradient(climb, net, seen.split(20), 5)),
+    "gradient": (0.8, 0.6, lambda: fa.universal.gradient(climb, net, seen.split(20), 5)),
     "gradient, in a disc": (
         0.25,
         0.4,
