@@ -22,8 +22,9 @@ from fastadv.model import Model, crafting, held
 from fastadv.objectives import as_objective
 from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
-from fastadv.universal.ascent import Ascent, Form
+from fastadv.universal.ascent import Ascent
 from fastadv.universal.batches import Batch, require_loader, require_some, unpack
+from fastadv.universal.form import Form
 from fastadv.universal.layers import Layers, chosen_layers, layer_gradient
 from fastadv.universal.penalty import Penalty
 from fastadv.universal.ranks import Ranks
