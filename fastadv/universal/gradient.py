@@ -22,8 +22,9 @@ from fastadv.model import Model, crafting, held
 from fastadv.objectives import as_objective
 from fastadv.perturbation import Perturbation
 from fastadv.problem import Problem, output
-from fastadv.universal.ascent import Ascent, Form
+from fastadv.universal.ascent import Ascent
 from fastadv.universal.batches import Batch, require_loader, require_some, unpack
+from fastadv.universal.form import Form
 from fastadv.universal.layers import Layers, chosen_layers, layer_gradient
 from fastadv.universal.penalty import Penalty
 from fastadv.universal.ranks import Ranks
@@ -95,7 +96,7 @@ def gradient(
 
     Raises ValueError for a loader without batches, a penalty with another rule, classes with a
     target or without class labels, layers with a target or from delta = 0, a delta or a mask that
-    does not fit or tiles in another ball than linf, a `state` of another run, and where an attack
+    does not fit, tiles in another ball than linf, a `state` of another run, and where an attack
     would on a batch.
     """
     if epochs < 1:
