@@ -52,7 +52,9 @@ T* check_or_null(const std::optional<Tensor>& t, const char* name, ScalarType dt
   }
 }
 int64_t panels(int64_t channels) { return (channels + fastadv::kPanel - 1) / fastadv::kPanel; }
-int64_t sign_bytes(int64_t channels) { return panels(channels) * fastadv::kPanel / 8; }
+[[maybe_unused]] int64_t sign_bytes(int64_t channels) {
+  return panels(channels) * fastadv::kPanel / 8;
+}
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
 }  // namespace
