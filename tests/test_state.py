@@ -157,6 +157,14 @@ def test_what_is_no_state(tmp_path: Path) -> None:
             search(net, 10**9, 1, state=tmp_path / "uap")
         with pytest.raises(ValueError, match="`state` cannot be read"):
             search(net, 10**9, 1, state=tmp_path / "text")
+    longer = tmp_path / "longer"
+    gradient(smooth_net(), 10**9, 3, state=longer)
+    with pytest.raises(ValueError, match=r"`state` must be of at most 2 epochs, .* got 3"):
+        gradient(smooth_net(), 10**9, 2, state=longer)
+    ball, x, passes = fa.Linf(0.01), torch.rand(4, 6, generator=seeded(1)).double(), tmp_path / "v"
+    fa.universal.moosavi(ball, smooth_net(), [x], passes=3, fooling_rate=1.0, state=passes)
+    with pytest.raises(ValueError, match=r"`state` must be of at most 2 passes, .* got 3"):
+        fa.universal.moosavi(ball, smooth_net(), [x], passes=2, fooling_rate=1.0, state=passes)
     file = tmp_path / "state"
     segmentation(scene_net(), 10**9, 3, state=file)
     with pytest.raises(ValueError, match=r"`state` must be of at most 2 steps, .* got 3"):
@@ -169,3 +177,13 @@ def test_what_is_no_state(tmp_path: Path) -> None:
         fa.universal.segmentation(
             fa.Linf(0.1), scene_net(), [torch.rand(2, 3, 4, 4).double()], steps=4, state=file
         )
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_the_first_forward(
+    tmp_path: Path,
+) -> None:
+    for search, net in ((gradient, smooth_net()), (segmentation, scene_net())):
+        with pytest.raises(FileNotFoundError, match="`state` must be in a folder that exists, got"):
+            search(net, 1, 1, state=tmp_path / "none" / "state")
+        with pytest.raises(FileNotFoundError, match="`state` must be a file's, got"):
+            search(net, 1, 1, state=tmp_path)

@@ -28,7 +28,7 @@ from fastadv.universal.form import Form
 from fastadv.universal.layers import Layers, chosen_layers, layer_gradient
 from fastadv.universal.penalty import Penalty
 from fastadv.universal.ranks import Ranks
-from fastadv.universal.state import State, digest
+from fastadv.universal.state import State, digest, require_at_most
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -115,7 +115,7 @@ def gradient(
     }  # fmt: skip
     kept = State(state, {name: str(value) for name, value in settings.items()}, ascent.ranks)
     with crafting(model, attack.mode), held(model):
-        for epoch in range(_resume(kept, goal, ascent, loader), epochs):
+        for epoch in range(_resume(kept, goal, ascent, loader, epochs), epochs):
             hidden = not progress or ascent.ranks.rank > 0
             bar = along(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
             require_some(_epoch(goal, ascent, bar), again=epoch > 0)
@@ -124,12 +124,13 @@ def gradient(
     return ascent.perturbation
 
 
-def _resume(kept: State, goal: _Goal, ascent: Ascent, loader: Iterable[Batch]) -> int:
+def _resume(kept: State, goal: _Goal, ascent: Ascent, loader: Iterable[Batch], epochs: int) -> int:
     """How many epochs are done; they are read again, so that the next is as it would have been."""
     found = kept.kept()
     if found is None:
         return 0
     tensors, facts = found
+    require_at_most(facts["done"], epochs, "epochs")
     for epoch in range(facts["done"]):
         for k, batch in enumerate(loader):
             if epoch + k == 0:

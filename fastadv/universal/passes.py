@@ -20,7 +20,7 @@ from fastadv.reference import box
 from fastadv.universal.batches import Batch, require_loader, samples
 from fastadv.universal.ranks import require_whole
 from fastadv.universal.rates import Rates, predictions, rates_of
-from fastadv.universal.state import State
+from fastadv.universal.state import State, require_at_most
 
 COUNTS = ("fooled", "wrong")
 
@@ -221,6 +221,7 @@ class Passes:
         if (kept := self._state.kept()) is None:
             return
         tensors, facts = kept
+        require_at_most(facts["done"], self.options.passes, "passes")
         self.done, self.rate, self.seen = facts["done"], facts["rate"], facts["seen"]
         first: Tensor | None = None
         for k in range(self.done):
