@@ -187,3 +187,37 @@ def test_a_file_that_could_not_be_written_is_refused_before_the_first_forward(
             search(net, 1, 1, state=tmp_path / "none" / "state")
         with pytest.raises(FileNotFoundError, match="`state` must be a file's, got"):
             search(net, 1, 1, state=tmp_path)
+
+
+class Own:
+    """An objective of one's own, as a process that goes on makes it anew."""
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+def test_an_objective_of_ones_own_is_the_same_in_another_process(tmp_path: Path) -> None:
+    """Its address is not."""
+    x, y = torch.rand(4, 6, generator=seeded(1)).double(), torch.arange(4) % 3
+    ball, net, two = fa.Linf(0.1), smooth_net(), (Own(), Own())
+    for own in two:
+        attack = fa.bim(ball, objective=own)
+        fa.universal.gradient(attack, net, [(x, y)], state=tmp_path / "gradient")
+        fa.universal.moosavi(ball, net, [x], passes=1, inner=attack, state=tmp_path / "moosavi")
+
+
+def test_layers_of_one_kind_are_told_apart(tmp_path: Path) -> None:
+    conv = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
+    net, x = nn.Sequential(*conv, nn.Flatten()), torch.rand(2, 3, H, W, generator=seeded(1))
+    attack, ball = fa.pgd(fa.Linf(0.1)), fa.Linf(0.1)
+    calls = {
+        "gradient": lambda k, **more: fa.universal.gradient(attack, net, [x], layers=[k], **more),
+        "gd_uap": lambda k, **more: fa.universal.gd_uap(
+            ball, net, (3, H, W), layers=[k], steps=2, **more
+        ),
+    }
+    for name, call in calls.items():
+        call(conv[0], state=tmp_path / name)
+        call("0", state=tmp_path / name)
+        with pytest.raises(ValueError, match=r"its layers was \['0'\], now it is \['1'\]"):
+            call(conv[1], state=tmp_path / name)

@@ -25,10 +25,10 @@ from fastadv.problem import Problem, output
 from fastadv.universal.ascent import Ascent
 from fastadv.universal.batches import Batch, require_loader, require_some, unpack
 from fastadv.universal.form import Form
-from fastadv.universal.layers import Layers, chosen_layers, layer_gradient
+from fastadv.universal.layers import Layers, chosen_layers, layer_gradient, layer_names
 from fastadv.universal.penalty import Penalty
 from fastadv.universal.ranks import Ranks
-from fastadv.universal.state import State, digest, require_at_most
+from fastadv.universal.state import State, digest, named, require_at_most
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -108,8 +108,9 @@ def gradient(
     if layers is not None and init is None and attack.start != "uniform":
         raise ValueError(f"`layers` need a start='uniform' or an `init`, got {attack.start!r}")
     settings = {
-        "algorithm": "gradient", "attack": attack, "loss_cap": loss_cap, "target": target,
-        "classes": classes and list(classes), "layers": layers, "penalty": penalty, "signs": signs,
+        "algorithm": "gradient", "attack": named(attack), "loss_cap": loss_cap, "target": target,
+        "classes": classes and list(classes), "layers": goal.layer_names,
+        "penalty": penalty, "signs": signs,
         "form": replace(form, mask=None), "mask": digest(form.mask),
         "init": digest(None if init is None else init.delta),
     }  # fmt: skip
@@ -177,6 +178,12 @@ class _Goal:
             if target is not None:
                 raise ValueError("`layers` are the objective: give no `target` with them")
             chosen_layers(self.model, self.layers)
+
+    @property
+    def layer_names(self) -> list[str] | None:
+        """None where the attack's objective is ascended."""
+        model = self.model
+        return layer_names(model, self.layers) if isinstance(model, torch.nn.Module) else None
 
     def labelled(self, x: Tensor, y: Tensor | None, always: bool) -> tuple[Tensor, Tensor | None]:
         """The batch, checked; predictions for y where it is needed and not given."""

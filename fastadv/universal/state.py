@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastadv.attack import Attack
+from fastadv.objectives import as_objective
 from fastadv.universal.ranks import Ranks
 
 _FORMAT = "fastadv.state.1"
@@ -73,6 +75,12 @@ class State:
                     f"`state` must be of this run: its {name} was {was}, now it is {now}"
                 )
         return tensors, facts
+
+
+def named(attack: Attack) -> Attack:
+    """A setting that stands for an attack: of a callable objective another process would print
+    another address."""
+    return replace(attack, objective=as_objective(attack.objective))
 
 
 def require_at_most(done: int, asked: int, name: str) -> None:
