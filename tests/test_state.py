@@ -1,4 +1,4 @@
-"""`state=`: a killed run of gradient, segmentation, a data-free one goes on to the same result."""
+"""`state=`: a killed run of any method goes on to the same result."""
 
 from __future__ import annotations
 
@@ -146,6 +146,45 @@ def test_without_data_too(search: Search, tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(data_free(search, net, 1, steps, state=file).delta, whole.delta)
     with pytest.raises(ValueError, match="its steps was 260, now it is 300"):
         data_free(search, net, 10**9, 300, state=file)
+
+
+@pytest.mark.parametrize("inner", [None, fa.pgd(fa.L2(0.5), steps=4)])
+@pytest.mark.parametrize("search", [fa.universal.moosavi, fa.universal.averaged])
+def test_passes_that_were_killed_go_on_to_the_same_result(
+    search: object, inner: fa.Attack | None, tmp_path: Path
+) -> None:
+    x, y = torch.rand(50, 6, generator=seeded(8)).double(), torch.arange(50) % 3
+    more = {"passes": 4, "fooling_rate": 1.0, "inner": inner}
+
+    def loader() -> DataLoader:
+        return shuffled(x, y, 16)
+
+    whole = search(fa.Linf(0.15), smooth_net(), loader(), generator=seeded(1), **more)
+    file, again = tmp_path / "state", 0
+    for at in (3, 150, 400, 900, 10**9):
+        try:
+            got = search(
+                fa.Linf(0.15), Dies(smooth_net(), at), loader(), state=file, generator=seeded(1),
+                **more,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            again += 1
+    assert again >= 1
+    assert torch.equal(got.delta, whole.delta)
+    assert torch.equal(search(fa.Linf(0.15), smooth_net(), loader(), state=file, **more).delta,
+                       whole.delta)  # fmt: skip
+    longer = search(fa.Linf(0.15), smooth_net(), loader(), state=file, **(more | {"passes": 5}))
+    five = search(fa.Linf(0.15), smooth_net(), loader(), generator=seeded(1),
+                  **(more | {"passes": 5}))  # fmt: skip
+    assert torch.equal(longer.delta, five.delta)
+    with pytest.raises(ValueError, match=r"`state` must be of this run: its ball was .*0.15"):
+        search(fa.Linf(0.2), smooth_net(), loader(), state=file, **more)
+    with pytest.raises(ValueError, match=r"`state\[best\]` must be|`state\[delta\]` must be"):
+        search(fa.Linf(0.15), lambda v: v, [(x[:, :3], y)], state=file, **(more | {"passes": 5}))
+    (tmp_path / "other").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="`state` cannot be read"):
+        search(fa.Linf(0.15), smooth_net(), loader(), state=tmp_path / "other", **more)
+    assert {p.name for p in tmp_path.iterdir()} == {"state", "other"}
 
 
 def test_what_is_no_state(tmp_path: Path) -> None:
