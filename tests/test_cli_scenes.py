@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,56 +10,17 @@ import pytest
 import torch
 from cli_folder import Run, caller
 from safetensors import safe_open
-from torch import Tensor
+from scenes_folder import ATTACK, LINF, OUT, SEGMENT, UNIVERSAL, VOID, H, W, own, report, settle
 
 import fastadv as fa
 from fastadv.cli import universal
 from fastadv.cli.universal_methods import Batches
-
-N, H, W, VOID = 20, 8, 10, 255
-SEGMENTER = """
-import os
-from torch import nn
-
-class Segmenter(nn.Sequential):
-    forwards = 0
-    def __init__(self):
-        super().__init__(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 1))
-    def forward(self, x):
-        Segmenter.forwards += 1
-        if Segmenter.forwards == int(os.environ.get("INTERRUPT_AT", 0)):
-            raise KeyboardInterrupt
-        return super().forward(x)
-
-def make_classifier():
-    return nn.Sequential(nn.Flatten(), nn.Linear(240, 4))
-"""
-MODEL = ("--model", "scenes_net:Segmenter", "--weights", "w.pt", "--data", "data.npz")
-LINF = ("--norm", "linf", "--radius", "1/10")
-ATTACK, UNIVERSAL = ("attack", *MODEL, *LINF), ("universal", *MODEL)
-SEGMENT = (*UNIVERSAL, *LINF, "--method", "segmentation", "--batch-size", "8")
-OUT = Path("out/universal")
+from fastadv.evaluation import plots
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, its weights, and scenes with a row of void and some labels that it gets wrong."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    Path("scenes_net.py").write_text(SEGMENTER)
-    monkeypatch.delitem(sys.modules, "scenes_net", raising=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        import scenes_net
-
-        net = scenes_net.Segmenter()
-    net[2].weight.data *= 6
-    torch.save(net.state_dict(), "w.pt")
-    x = torch.rand(N, 3, H, W, generator=torch.Generator().manual_seed(1))
-    y = net(x).argmax(1).to(torch.uint8)
-    y[:, 0], y[:, 1] = VOID, (y[:, 1] + 1) % 4
-    target = (y.long() + 1).clamp(max=3)
-    np.savez("data.npz", x=x.numpy(), y=y.numpy(), target=target.numpy())
+    settle(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -72,19 +32,6 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return caller(capsys)
-
-
-def own() -> tuple[torch.nn.Module, Tensor, Tensor]:
-    import scenes_net
-
-    net = scenes_net.Segmenter()
-    net.load_state_dict(torch.load("w.pt"))
-    with np.load("data.npz") as saved:
-        return net.eval(), torch.from_numpy(saved["x"]), torch.from_numpy(saved["y"]).long()
-
-
-def report(folder: Path | str) -> dict:
-    return json.loads(Path(folder, "report.json").read_text())
 
 
 def test_attack_reports_pixels(run: Run) -> None:
@@ -241,48 +188,19 @@ def test_gradient_and_data_free_on_maps(run: Run) -> None:
         assert rates["success"] == pytest.approx(1 - rates["accuracy"])
 
 
-CLASSIFIER = ("--model", "scenes_net.py:make_classifier", "--data", "flat.npz", *LINF)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("universal", *MODEL, *LINF, "--method", "moosavi"),
-         "--method gradient, segmentation, fast-feature-fool, gd-uap take these"),
-        (("universal", *CLASSIFIER, "--method", "segmentation"),
-         "takes logits (N, classes, H, W), but --model scenes_net.py:make_classifier gives (1, 4)"),
-        (("universal", *CLASSIFIER, "--method", "gradient", "--ignore-index", "3"),
-         "--ignore-index goes with logits (N, classes, H, W)"),
-        ((*SEGMENT, "--scene", "20"), "--scene must be from 0 to 19, a sample's, got 20"),
-        ((*SEGMENT, "--scene", "sky"), "a sample's number or an existing .npy file, got 'sky'"),
-        ((*SEGMENT, "--scene", "x.npy"), "must hold whole numbers (H, W), got float32 (3, 8)"),
-        ((*SEGMENT, "--scene", "text.npy"), "--scene text.npy cannot be read"),
-        ((*SEGMENT, "--scene", "narrow.npy"), "`target` must be (8, 8, 10)"),
-        ((*SEGMENT, "--scene", "1", "--y-key", "classes"), "--data has no label maps (N, H, W)"),
-        ((*SEGMENT, "--scene", "1", "--remove", "1"), "two targets: give one of them"),
-        ((*SEGMENT, "--remove", "7"), "`label` must be in [0, 4), got 7"),
-        ((*SEGMENT, "--tile", "9", "9"), "`tile` must fit into a sample (3, 8, 10)"),
-        ((*SEGMENT, "--confidence", "half"), "--confidence must be a number or a fraction"),
-        ((*SEGMENT, "--ignore-index", "-1"), "or -1 (ignored), got 255"),
-        ((*SEGMENT, "--passes", "2"), "--passes does not go with --method segmentation"),
-        (("universal", *MODEL, *LINF, "--method", "gradient", "--scene", "1"),
-         "--scene does not go with --method gradient"),
-        ((*ATTACK, "--share", "2"), "`share` of the pixels must be in (0, 1], got 2"),
-        ((*ATTACK, "--ignore-index", "x"), "--ignore-index must be a whole number, got 'x'"),
-        ((*ATTACK, "--objective", "binary_cross_entropy"), "`model(x)` must be (N,)"),
-        ((*ATTACK, "--y-key", "classes"), "one label a pixel"),
-        ((*ATTACK, "--target-key", "far"), "`target` must be in [0, 4) or 255 (ignored), got 9"),
-    ],
-)  # fmt: skip
-def test_mistakes_are_one_sentence(arguments: tuple[str, ...], words: str, run: Run) -> None:
-    np.savez("flat.npz", x=np.zeros((20, 3, 8, 10), np.float32))
-    with np.load("data.npz") as saved:
-        arrays = dict(saved)
-    np.savez("data.npz", **arrays, classes=np.arange(N) % 4, far=arrays["target"] * 0 + 9)
-    np.save("x.npy", np.zeros((3, 8), np.float32))
-    np.save("narrow.npy", np.zeros((8, 9), np.uint8))
-    Path("text.npy").write_text("no labels")
-    code, _, error = run(*arguments)
-    assert code == 2
-    assert words in error
-    assert error.count("\n") == 1
+def test_a_mask_is_applied_and_drawn_as_a_sample_meets_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, drawn = torch.zeros(H, W, dtype=torch.bool), []
+    mask[2:5, 3:] = True
+    delta = torch.linspace(-0.1, 0.1, 63)
+    uap = fa.Perturbation(delta, fa.Linf(0.1), mask)
+    uap.save("mask.safetensors")
+    scenes = plots.scenes
+    monkeypatch.setattr(plots, "scenes", lambda v, *more: drawn.append(v) or scenes(v, *more))
+    code, _, error = run(*UNIVERSAL, "--apply", "mask.safetensors")
+    assert (code, error) == (0, "")
+    assert torch.equal(drawn[0], uap.whole((3, H, W)))
+    assert (OUT / "uap.png").exists()
+    _, x, _ = own()
+    assert np.array_equal(np.load(OUT / "adversarial.npz")["x_adv"], uap.apply(x).numpy())

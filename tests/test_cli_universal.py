@@ -94,6 +94,9 @@ def test_apply(here: Path, run: Run) -> None:
     code, _, error = run(*BASE, *applied)
     assert (code, "holds results already" in error) == (2, True)
     assert run(*BASE, *applied, "--resume")[0] == 0
+    fa.Perturbation(-uap.delta, uap.ball).save("uap.safetensors")
+    code, _, error = run(*BASE, *applied, "--resume")
+    assert (code, "the values of the perturbation are not the same" in error) == (2, True)
     assert run(*BASE, *applied, "--overwrite")[0] == 0
 
 

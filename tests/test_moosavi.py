@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import image_net, seeded, smooth_net
 from tolerance import assert_in_ball
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import fastadv as fa
 
@@ -220,59 +218,6 @@ def test_an_attack_inside() -> None:
     before = torch.random.get_rng_state()
     fa.universal.moosavi(fa.Linf(0.1), model, [x], passes=1)  # DeepFool draws nothing
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-class Dies(nn.Module):
-    """Is interrupted at a forward."""
-
-    def __init__(self, inner: nn.Module, at: int) -> None:
-        super().__init__()
-        self.inner, self.left = inner, at
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return self.inner(x)
-
-
-@pytest.mark.parametrize("inner", [None, fa.pgd(fa.L2(0.5), steps=4)])
-@pytest.mark.parametrize("search", [fa.universal.moosavi, fa.universal.averaged])
-def test_a_killed_run_goes_on_to_the_same_result(
-    search: object, inner: fa.Attack | None, tmp_path: Path
-) -> None:
-    x, y = data(50)
-    more = {"passes": 4, "fooling_rate": 1.0, "inner": inner}
-
-    def loader() -> DataLoader:  # another order in each pass, from one seed
-        return DataLoader(TensorDataset(x, y), 16, shuffle=True, generator=seeded(5))
-
-    whole = search(fa.Linf(0.15), smooth_net(), loader(), generator=seeded(1), **more)
-    file, again = tmp_path / "state", 0
-    for at in (3, 150, 400, 900, 10**9):
-        try:
-            got = search(
-                fa.Linf(0.15), Dies(smooth_net(), at), loader(), state=file, generator=seeded(1),
-                **more,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            again += 1
-    assert again >= 1
-    assert torch.equal(got.delta, whole.delta)
-    assert torch.equal(search(fa.Linf(0.15), smooth_net(), loader(), state=file, **more).delta,
-                       whole.delta)  # fmt: skip
-    longer = search(fa.Linf(0.15), smooth_net(), loader(), state=file, **(more | {"passes": 5}))
-    five = search(fa.Linf(0.15), smooth_net(), loader(), generator=seeded(1),
-                  **(more | {"passes": 5}))  # fmt: skip
-    assert torch.equal(longer.delta, five.delta)
-    with pytest.raises(ValueError, match=r"`state` must be of this run: its ball was .*0.15"):
-        search(fa.Linf(0.2), smooth_net(), loader(), state=file, **more)
-    with pytest.raises(ValueError, match=r"`state\[best\]` must be|`state\[delta\]` must be"):
-        search(fa.Linf(0.15), lambda v: v, [(x[:, :3], y)], state=file, **more)
-    (tmp_path / "other").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match="`state` cannot be read"):
-        search(fa.Linf(0.15), smooth_net(), loader(), state=tmp_path / "other", **more)
-    assert {p.name for p in tmp_path.iterdir()} == {"state", "other"}
 
 
 def test_init_and_the_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`state=`: a killed run of gradient, segmentation, a data-free one goes on to the same result."""
+"""`state=`: a killed run of any method goes on to the same result."""
 
 from __future__ import annotations
 
@@ -148,6 +148,45 @@ def test_without_data_too(search: Search, tmp_path: Path, monkeypatch: pytest.Mo
         data_free(search, net, 10**9, 300, state=file)
 
 
+@pytest.mark.parametrize("inner", [None, fa.pgd(fa.L2(0.5), steps=4)])
+@pytest.mark.parametrize("search", [fa.universal.moosavi, fa.universal.averaged])
+def test_passes_that_were_killed_go_on_to_the_same_result(
+    search: object, inner: fa.Attack | None, tmp_path: Path
+) -> None:
+    x, y = torch.rand(50, 6, generator=seeded(8)).double(), torch.arange(50) % 3
+    more = {"passes": 4, "fooling_rate": 1.0, "inner": inner}
+
+    def loader() -> DataLoader:
+        return shuffled(x, y, 16)
+
+    whole = search(fa.Linf(0.15), smooth_net(), loader(), generator=seeded(1), **more)
+    file, again = tmp_path / "state", 0
+    for at in (3, 150, 400, 900, 10**9):
+        try:
+            got = search(
+                fa.Linf(0.15), Dies(smooth_net(), at), loader(), state=file, generator=seeded(1),
+                **more,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            again += 1
+    assert again >= 1
+    assert torch.equal(got.delta, whole.delta)
+    assert torch.equal(search(fa.Linf(0.15), smooth_net(), loader(), state=file, **more).delta,
+                       whole.delta)  # fmt: skip
+    longer = search(fa.Linf(0.15), smooth_net(), loader(), state=file, **(more | {"passes": 5}))
+    five = search(fa.Linf(0.15), smooth_net(), loader(), generator=seeded(1),
+                  **(more | {"passes": 5}))  # fmt: skip
+    assert torch.equal(longer.delta, five.delta)
+    with pytest.raises(ValueError, match=r"`state` must be of this run: its ball was .*0.15"):
+        search(fa.Linf(0.2), smooth_net(), loader(), state=file, **more)
+    with pytest.raises(ValueError, match=r"`state\[best\]` must be|`state\[delta\]` must be"):
+        search(fa.Linf(0.15), lambda v: v, [(x[:, :3], y)], state=file, **(more | {"passes": 5}))
+    (tmp_path / "other").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="`state` cannot be read"):
+        search(fa.Linf(0.15), smooth_net(), loader(), state=tmp_path / "other", **more)
+    assert {p.name for p in tmp_path.iterdir()} == {"state", "other"}
+
+
 def test_what_is_no_state(tmp_path: Path) -> None:
     uap = fa.Perturbation(torch.zeros(3, H, W), fa.Linf(0.1))
     uap.save(tmp_path / "uap")
@@ -157,6 +196,14 @@ def test_what_is_no_state(tmp_path: Path) -> None:
             search(net, 10**9, 1, state=tmp_path / "uap")
         with pytest.raises(ValueError, match="`state` cannot be read"):
             search(net, 10**9, 1, state=tmp_path / "text")
+    longer = tmp_path / "longer"
+    gradient(smooth_net(), 10**9, 3, state=longer)
+    with pytest.raises(ValueError, match=r"`state` must be of at most 2 epochs, .* got 3"):
+        gradient(smooth_net(), 10**9, 2, state=longer)
+    ball, x, passes = fa.Linf(0.01), torch.rand(4, 6, generator=seeded(1)).double(), tmp_path / "v"
+    fa.universal.moosavi(ball, smooth_net(), [x], passes=3, fooling_rate=1.0, state=passes)
+    with pytest.raises(ValueError, match=r"`state` must be of at most 2 passes, .* got 3"):
+        fa.universal.moosavi(ball, smooth_net(), [x], passes=2, fooling_rate=1.0, state=passes)
     file = tmp_path / "state"
     segmentation(scene_net(), 10**9, 3, state=file)
     with pytest.raises(ValueError, match=r"`state` must be of at most 2 steps, .* got 3"):
@@ -169,3 +216,47 @@ def test_what_is_no_state(tmp_path: Path) -> None:
         fa.universal.segmentation(
             fa.Linf(0.1), scene_net(), [torch.rand(2, 3, 4, 4).double()], steps=4, state=file
         )
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_the_first_forward(
+    tmp_path: Path,
+) -> None:
+    for search, net in ((gradient, smooth_net()), (segmentation, scene_net())):
+        with pytest.raises(FileNotFoundError, match="`state` must be in a folder that exists, got"):
+            search(net, 1, 1, state=tmp_path / "none" / "state")
+        with pytest.raises(FileNotFoundError, match="`state` must be a file's, got"):
+            search(net, 1, 1, state=tmp_path)
+
+
+class Own:
+    """An objective of one's own, as a process that goes on makes it anew."""
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+def test_an_objective_of_ones_own_is_the_same_in_another_process(tmp_path: Path) -> None:
+    """Its address is not."""
+    x, y = torch.rand(4, 6, generator=seeded(1)).double(), torch.arange(4) % 3
+    ball, net, two = fa.Linf(0.1), smooth_net(), (Own(), Own())
+    for own in two:
+        attack = fa.bim(ball, objective=own)
+        fa.universal.gradient(attack, net, [(x, y)], state=tmp_path / "gradient")
+        fa.universal.moosavi(ball, net, [x], passes=1, inner=attack, state=tmp_path / "moosavi")
+
+
+def test_layers_of_one_kind_are_told_apart(tmp_path: Path) -> None:
+    conv = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
+    net, x = nn.Sequential(*conv, nn.Flatten()), torch.rand(2, 3, H, W, generator=seeded(1))
+    attack, ball = fa.pgd(fa.Linf(0.1)), fa.Linf(0.1)
+    calls = {
+        "gradient": lambda k, **more: fa.universal.gradient(attack, net, [x], layers=[k], **more),
+        "gd_uap": lambda k, **more: fa.universal.gd_uap(
+            ball, net, (3, H, W), layers=[k], steps=2, **more
+        ),
+    }
+    for name, call in calls.items():
+        call(conv[0], state=tmp_path / name)
+        call("0", state=tmp_path / name)
+        with pytest.raises(ValueError, match=r"its layers was \['0'\], now it is \['1'\]"):
+            call(conv[1], state=tmp_path / name)

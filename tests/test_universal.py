@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -180,6 +181,15 @@ def test_empty_and_wrong_loaders(vectors: tuple[Tensor, Tensor]) -> None:
     bad = fa.Perturbation(torch.zeros(5), fa.Linf(0.1))
     with pytest.raises(ValueError, match=r"`init` must be \(6,\) like"):
         fa.universal.gradient(attack, model, [(x, y)], init=bad)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (8, 8), (4,), (8, 4)])
+def test_labels_that_are_not_one_a_sample_are_not_measured(shape: tuple[int, ...]) -> None:
+    """(8, 1) beside (8,) would be broadcast: 600% wrong."""
+    uap = fa.Perturbation(torch.zeros(6).double(), fa.Linf(0.1))
+    words = re.escape(f"`y` must be class labels (8,), got {shape}")
+    with pytest.raises(ValueError, match=words):
+        fa.universal.measure(uap, smooth_net(), [(torch.rand(8, 6).double(), torch.ones(shape))])
 
 
 def test_a_universal_perturbation_fools_more_than_noise() -> None:

@@ -16,6 +16,7 @@ from fastadv.cli.data import Data
 from fastadv.cli.results import Part
 from fastadv.evaluation.scores import clean, craft, objective_of, score
 from fastadv.model import crafting
+from fastadv.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,18 @@ def check(task: Task, model: str, files: Sequence[str]) -> None:
         logits = logits.cpu()
         said = objective.predict(logits)
         objective.check(logits, said, None if target is None else said)
-        every = logits.expand(len(x), *logits.shape[1:])  # of which labels ask for the shape alone
         for name, labels in (("y", y), ("target", target)):
-            faults = () if labels is None else objective.labels.faults(every, labels, name)
-            for fault, sentence in faults:
-                if bool(fault):
-                    raise ValueError(sentence())
+            require_labels(objective, logits, labels, name)
+
+
+def require_labels(objective: Objective, logits: Tensor, labels: Tensor | None, name: str) -> None:
+    """Raises for labels of all samples that do not go with one sample's logits (1, ...)."""
+    if labels is None:
+        return
+    every = logits.expand(len(labels), *logits.shape[1:])  # of which they ask for the shape alone
+    for fault, sentence in objective.labels.faults(every, labels, name):
+        if bool(fault):
+            raise ValueError(sentence())
 
 
 def _hint(own: Data) -> str:

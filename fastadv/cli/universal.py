@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -78,8 +79,10 @@ def run(given: argparse.Namespace) -> int:
     """Checks everything, finds or loads the perturbation, measures, writes and prints."""
     options = options_of(given)
     asked = dict(options)
+    saved = _load(given.apply) if given.apply else None
     task = _task(given, options)
-    saved = _load(given.apply, task.own.x) if given.apply else None
+    if saved is not None:
+        _require_fit(saved, given.apply, task.own.x)
     with naming("--bounds"):
         ball = saved.ball if saved else BALLS[given.norm](given.radius, given.bounds)
     folder = _Folder(
@@ -133,28 +136,40 @@ def _judge(
             f"--method {', '.join(others)} take these"
         )
     if logits.dim() == 4:
+        asked = next((name for name in TARGETS if name in options), None)
         target = target_of(options, own)
         index = given.ignore_index
-        if given.apply and Path(given.apply).is_file():
+        if given.apply:
             saved, void = saved_target(given.apply)
             target = saved if target is None else target
             index = void if index is None else index
-        return Scenes(model, target, 255 if index is None else index)
+        scenes = Scenes(model, target, 255 if index is None else index)
+        scenes.check(logits.cpu(), own.y, f"--{asked}" if asked else "--apply")
+        return scenes
     for name in (*TARGETS, "ignore_index"):
         if getattr(given, name) is not None:
             raise Mistake(
                 f"--{name.replace('_', '-')} goes with logits (N, classes, H, W), but {came}"
             )
+    if own.y is not None and own.y.shape != own.x.shape[:1]:
+        raise Mistake(
+            f"--data: y must be class labels ({len(own.x)},) for logits (N, classes), "
+            f"got {tuple(own.y.shape)}"
+        )
     return Labels(model)
 
 
-def _load(file: str, x: Tensor) -> Perturbation:
+def _load(file: str) -> Perturbation:
     if not Path(file).is_file():
         raise Mistake(f"--apply must name an existing file, got {file!r}")
     with naming("--apply"):
         uap = Perturbation.load(file)
     if uap.per_class:
         raise Mistake(f"--apply {file} must be one delta for all inputs, got one a class")
+    return uap
+
+
+def _require_fit(uap: Perturbation, file: str, x: Tensor) -> None:
     if uap.place is not None:
         with naming("--apply"):
             require_fit(uap.delta.shape, x.shape[1:], uap.place, "delta")
@@ -163,7 +178,6 @@ def _load(file: str, x: Tensor) -> Perturbation:
             f"--apply {file} is for samples of {tuple(uap.delta.shape)}, "
             f"got data of {tuple(x.shape[1:])}"
         )
-    return uap
 
 
 def _search(task: _Task, ball: Ball, state: Path, options: Options) -> Perturbation | None:
@@ -246,7 +260,7 @@ def _applied(task: _Task, uap: Perturbation) -> dict[str, np.ndarray[Any, Any]]:
 
 def _figure(task: _Task, uap: Perturbation) -> Figure | None:
     """None where there is nothing to draw: no images, or no matplotlib."""
-    if uap.delta.dim() != 3 or len(uap.delta) not in (1, 3):
+    if task.own.x.dim() != 4 or task.own.x.shape[1] not in (1, 3):
         return None
     try:
         plots.require()
@@ -264,8 +278,10 @@ def _figure(task: _Task, uap: Perturbation) -> Figure | None:
 def _settings(task: _Task, ball: Ball, options: Options) -> dict[str, object]:
     """What fixes the result: a run goes on only if all of it is the same."""
     given = task.given
+    saved = Path(given.apply).read_bytes() if given.apply else b""
     return {
         "method": given.method or f"apply {given.apply}",
+        "perturbation_sha256": hashlib.sha256(saved).hexdigest() if saved else None,
         "ball": repr(ball),
         "options": options,
         **task.judge.settings(),

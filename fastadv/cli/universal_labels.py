@@ -49,7 +49,7 @@ class Labels:
     def figure(self, uap: Perturbation, x: Tensor, y: Tensor | None) -> Figure:
         x_adv = uap.apply(x)
         before, after = predictions(self.model, x), predictions(self.model, x_adv)
-        return plots.perturbation(uap.delta, x, x_adv, before.tolist(), after.tolist())
+        return plots.perturbation(uap.whole(x.shape[1:]), x, x_adv, before.tolist(), after.tolist())
 
     def table(self, rates: dict[str, dict[str, Rates]]) -> Table:
         shown: dict[str, Callable[[Rates], str]] = {

@@ -17,8 +17,9 @@ from rich.table import Table
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from fastadv.cli.arguments import Mistake
+from fastadv.cli.arguments import Mistake, naming
 from fastadv.cli.data import Data
+from fastadv.cli.task import require_labels
 from fastadv.cli.universal_methods import Batches, Options
 from fastadv.evaluation import plots
 from fastadv.evaluation.report import percent
@@ -43,6 +44,15 @@ class Scenes:
     @property
     def objective(self) -> Objective:
         return pixels(ignore_index=self.ignore_index)
+
+    def check(self, logits: Tensor, y: Tensor | None, target: str) -> None:
+        """Before the search: Mistake for a target, or labels of all samples, that do not go with
+        one sample's logits (1, classes, H, W). target: which option it is from."""
+        if self.target is not None:
+            with naming(target):
+                goal_of(self.target, logits, None, self.ignore_index)
+        with naming("--data"):
+            require_labels(self.objective, logits, y, "y")
 
     def rates(self, uap: Perturbation, batches: Batches) -> PixelRates:
         return measure_pixels(
@@ -72,7 +82,7 @@ class Scenes:
             rows["target"] = goal.labels
         elif y is not None:
             rows["labels"] = goal.labels
-        return plots.scenes(uap.delta, x, x_adv, rows)
+        return plots.scenes(uap.whole(x.shape[1:]), x, x_adv, rows)
 
     def table(self, rates: dict[str, dict[str, PixelRates]]) -> Table:
         """What there is without it, too: clean."""

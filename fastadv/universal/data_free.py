@@ -23,7 +23,7 @@ from fastadv.perturbation import Perturbation
 from fastadv.problem import NO_GRADIENT, output
 from fastadv.rules import Adam
 from fastadv.universal.batches import Batch, require_loader
-from fastadv.universal.layers import NONE_RAN, Layers, chosen_layers, watched
+from fastadv.universal.layers import NONE_RAN, Layers, chosen_layers, layer_names, watched
 from fastadv.universal.rates import rates_of
 from fastadv.universal.state import Kept, State
 
@@ -134,7 +134,7 @@ class _Search:
         rule = Adam(ball.radius / 100 if step_size is None else step_size)
         moments, radius = rule.start(v), ops.per_sample(ball.radius, v, "radius", round_down=True)
         climb = _Climb(v, moments, v.clone())
-        settings = (self.name, ball, rule, steps, layers, patience)
+        settings = (self.name, ball, rule, steps, layer_names(model, layers), patience)
         kept = State(state, dict(zip(_SETTINGS, map(str, settings), strict=True)))
         climb.go_on(kept.kept())
         bar = tqdm(range(climb.done, steps), self.name, steps, initial=climb.done,

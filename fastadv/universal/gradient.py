@@ -25,10 +25,10 @@ from fastadv.problem import Problem, output
 from fastadv.universal.ascent import Ascent
 from fastadv.universal.batches import Batch, require_loader, require_some, unpack
 from fastadv.universal.form import Form
-from fastadv.universal.layers import Layers, chosen_layers, layer_gradient
+from fastadv.universal.layers import Layers, chosen_layers, layer_gradient, layer_names
 from fastadv.universal.penalty import Penalty
 from fastadv.universal.ranks import Ranks
-from fastadv.universal.state import State, digest
+from fastadv.universal.state import State, digest, named, require_at_most
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -108,14 +108,15 @@ def gradient(
     if layers is not None and init is None and attack.start != "uniform":
         raise ValueError(f"`layers` need a start='uniform' or an `init`, got {attack.start!r}")
     settings = {
-        "algorithm": "gradient", "attack": attack, "loss_cap": loss_cap, "target": target,
-        "classes": classes and list(classes), "layers": layers, "penalty": penalty, "signs": signs,
+        "algorithm": "gradient", "attack": named(attack), "loss_cap": loss_cap, "target": target,
+        "classes": classes and list(classes), "layers": goal.layer_names,
+        "penalty": penalty, "signs": signs,
         "form": replace(form, mask=None), "mask": digest(form.mask),
         "init": digest(None if init is None else init.delta),
     }  # fmt: skip
     kept = State(state, {name: str(value) for name, value in settings.items()}, ascent.ranks)
     with crafting(model, attack.mode), held(model):
-        for epoch in range(_resume(kept, goal, ascent, loader), epochs):
+        for epoch in range(_resume(kept, goal, ascent, loader, epochs), epochs):
             hidden = not progress or ascent.ranks.rank > 0
             bar = along(loader, disable=hidden, desc=f"universal {epoch + 1}/{epochs}")
             require_some(_epoch(goal, ascent, bar), again=epoch > 0)
@@ -124,12 +125,13 @@ def gradient(
     return ascent.perturbation
 
 
-def _resume(kept: State, goal: _Goal, ascent: Ascent, loader: Iterable[Batch]) -> int:
+def _resume(kept: State, goal: _Goal, ascent: Ascent, loader: Iterable[Batch], epochs: int) -> int:
     """How many epochs are done; they are read again, so that the next is as it would have been."""
     found = kept.kept()
     if found is None:
         return 0
     tensors, facts = found
+    require_at_most(facts["done"], epochs, "epochs")
     for epoch in range(facts["done"]):
         for k, batch in enumerate(loader):
             if epoch + k == 0:
@@ -176,6 +178,12 @@ class _Goal:
             if target is not None:
                 raise ValueError("`layers` are the objective: give no `target` with them")
             chosen_layers(self.model, self.layers)
+
+    @property
+    def layer_names(self) -> list[str] | None:
+        """None where the attack's objective is ascended."""
+        model = self.model
+        return layer_names(model, self.layers) if isinstance(model, torch.nn.Module) else None
 
     def labelled(self, x: Tensor, y: Tensor | None, always: bool) -> tuple[Tensor, Tensor | None]:
         """The batch, checked; predictions for y where it is needed and not given."""

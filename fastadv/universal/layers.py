@@ -42,6 +42,14 @@ def chosen_layers(model: object, layers: Layers) -> list[nn.Module]:
     return chosen
 
 
+def layer_names(model: nn.Module, layers: Layers) -> list[str] | None:
+    """What `layers` are called in the model: two of one kind and size are printed alike."""
+    if layers is None:
+        return None
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(layer)] for layer in chosen_layers(model, layers)]
+
+
 @contextmanager
 def watched(layers: list[nn.Module], term: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
     """The terms of the layers, as a forward adds them; the hooks are gone afterwards."""

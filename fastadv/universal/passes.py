@@ -20,7 +20,7 @@ from fastadv.reference import box
 from fastadv.universal.batches import Batch, require_loader, samples
 from fastadv.universal.ranks import require_whole
 from fastadv.universal.rates import Rates, predictions, rates_of
-from fastadv.universal.state import State
+from fastadv.universal.state import State, named, require_at_most
 
 COUNTS = ("fooled", "wrong")
 
@@ -148,7 +148,8 @@ class Passes:
         self.delta, self.options = delta, options
         self.judge = loader if options.validation is None else options.validation
         fixed = {"algorithm": name, "ball": repr(delta.ball), "count": options.count}
-        fixed |= {key: repr(value) for key, value in settings.items()}
+        for key, value in settings.items():
+            fixed[key] = repr(named(value) if isinstance(value, Attack) else value)
         self._state = State(options.state, fixed)
         self.done, self.seen, self.rate = 0, 0, -1.0
         self.best: Tensor | None = None
@@ -221,6 +222,7 @@ class Passes:
         if (kept := self._state.kept()) is None:
             return
         tensors, facts = kept
+        require_at_most(facts["done"], self.options.passes, "passes")
         self.done, self.rate, self.seen = facts["done"], facts["rate"], facts["seen"]
         first: Tensor | None = None
         for k in range(self.done):

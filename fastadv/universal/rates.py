@@ -74,11 +74,18 @@ def rates_of(
             before, after = predictions(model, x), predictions(model, uap.apply(x, y))
             seen, fooled = seen + len(x), fooled + int((before != after).sum())
             if y is not None:
+                require_labels(y, after)
                 labelled, wrong = labelled + len(y), wrong + int((after != y).sum())
     if ranks is not None:
         seen, fooled, wrong, labelled = ranks.totals([seen, fooled, wrong, labelled])
         require_some(seen, again, name)
     return Rates(fooled / seen, wrong / seen if labelled == seen else None, seen)
+
+
+def require_labels(y: Tensor, said: Tensor) -> None:
+    """Raises ValueError unless y is one label a prediction (N,): others would be broadcast."""
+    if y.shape != said.shape:
+        raise ValueError(f"`y` must be class labels {text(said.shape)}, got {text(y.shape)}")
 
 
 def predictions(model: Model, x: Tensor) -> Tensor:  # (N, *shape) -> (N,)

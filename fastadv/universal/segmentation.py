@@ -24,7 +24,7 @@ from fastadv.reference_head import CROSS_ENTROPY
 from fastadv.universal.batches import Batch, require_loader, require_some, samples
 from fastadv.universal.ranks import Ranks
 from fastadv.universal.scenes import VOID, Goal, Remove, Target, goal_of, require_target
-from fastadv.universal.state import State, digest
+from fastadv.universal.state import State, digest, require_at_most
 from fastadv.universal.tile import Tile
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def _resume(kept: State, v: Tile, feed: _Feed, steps: int) -> int:
         return 0
     v.go_on(found[0]["delta"])
     done = int(found[1]["done"])
-    if done > steps:
-        raise ValueError(f"`state` must be of at most {steps} steps, as `steps` are, got {done}")
+    require_at_most(done, steps, "steps")
     for _ in range(done):
         for x, _ in feed.step():
             v.begin(x)

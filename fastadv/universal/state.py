@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastadv.attack import Attack
+from fastadv.objectives import as_objective
 from fastadv.universal.ranks import Ranks
 
 _FORMAT = "fastadv.state.1"
@@ -50,14 +52,21 @@ class State:
     def kept(self) -> Kept | None:
         """What there is to go on from, on every rank.
 
-        Raises ValueError for another run's file, and for what is no such file.
+        Raises ValueError for another run's file, and for what is no such file; FileNotFoundError
+        where `path` is a folder or in none (on several ranks a ValueError).
         """
         return self._kept() if self.ranks is None else self.ranks.told(self._kept)
 
     def _kept(self) -> Kept | None:
-        if self.path is None or not Path(self.path).exists():
+        if self.path is None:
             return None
-        tensors, facts = _read(Path(self.path))
+        target = Path(self.path)
+        if target.is_dir() or not target.parent.is_dir():  # before hours of work are lost to it
+            what = "a file's" if target.is_dir() else "in a folder that exists"
+            raise FileNotFoundError(f"`state` must be {what}, got {os.fspath(self.path)!r}")
+        if not target.exists():
+            return None
+        tensors, facts = _read(target)
         settings = facts["settings"]
         for name in sorted({*self.settings, *settings}):
             was, now = settings.get(name), self.settings.get(name)
@@ -66,6 +75,18 @@ class State:
                     f"`state` must be of this run: its {name} was {was}, now it is {now}"
                 )
         return tensors, facts
+
+
+def named(attack: Attack) -> Attack:
+    """A setting that stands for an attack: of a callable objective another process would print
+    another address."""
+    return replace(attack, objective=as_objective(attack.objective))
+
+
+def require_at_most(done: int, asked: int, name: str) -> None:
+    """Raises ValueError for a state beyond what is asked for, which no run could go back from."""
+    if done > asked:
+        raise ValueError(f"`state` must be of at most {asked} {name}, as `{name}` are, got {done}")
 
 
 def digest(t: Tensor | None) -> str:
