@@ -213,10 +213,12 @@ def _expected(packing: _Packing, batch: int, shape: tuple[int, ...]) -> list[Ten
     for i, (source, order) in enumerate(zip(packing.sources, packing.orders, strict=True)):
         full = trail.shape_at(source, batch)
         t = torch.zeros([full[d] for d in order], dtype=torch.long)
+        at, given = torch.arange(t.numel()).view(t.shape), 0
         for (which, place), numbers in zip(packing.places, _numbers(shape), strict=True):
             if which == i:
-                place.of(t).copy_(numbers)
-        if not t.all():
+                t.view(-1)[place.of(at)] = numbers
+                given += numbers.numel()
+        if not t.all() or given != t.numel():  # a number that is two heads' has the sum of theirs
             return None
         expected.append(t.permute(sorted(range(len(order)), key=order.__getitem__)))
     return expected

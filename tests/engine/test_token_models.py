@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import fastadv as fa
 from fastadv.engine.dense_plan import multiplies_bfloat16
 
+X, Y = torch.tensor(0.6), torch.tensor(0.8)
+
 
 class Attention(nn.Module):
     """A block of a transformer, its heads split and joined as libraries do."""
@@ -37,6 +39,18 @@ class Attention(nn.Module):
         if self.how == "shared":  # k and v are one
             q = self.q(x).view(shape).transpose(1, 2)
             return q, *[self.k(x).view(shape).transpose(1, 2)] * 2
+        if self.how == "shared, viewed twice":
+            return tuple(t.view(shape).transpose(1, 2) for t in (self.q(x), *[self.k(x)] * 2))
+        if self.how == "one key for all":
+            q = self.q(x).view(shape).transpose(1, 2)
+            return q, *(f(x)[:, None, :, : q.shape[3]].expand_as(q) for f in (self.k, self.v))
+        if self.how == "rotated":
+            turned = self.qkv(x).view(n, length, 3, 2, self.heads, -1).permute(2, 0, 4, 1, 5, 3)
+            by = torch.view_as_complex(turned.contiguous()) * torch.complex(X, Y)
+            return torch.view_as_real(by).flatten(4).unbind(0)
+        if self.how == "copied":
+            turned = self.qkv(x).view(n, length, 3, -1, self.heads).permute(2, 0, 4, 1, 3)
+            return turned.contiguous().unbind(0)
         if self.how == "scaled":  # what no view is
             return tuple(2 * t.view(shape).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         return self.qkv(x).reshape(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -64,6 +78,10 @@ MODELS = {
     "one number a head": (lambda: Attention("unbind", heads=36), True),
     "apart": (lambda: Attention("apart"), True),
     "shared": (lambda: Attention("shared"), True),
+    "shared, viewed twice": (lambda: Attention("shared, viewed twice"), True),
+    "one key for all": (lambda: Attention("one key for all"), True),
+    "rotated": (lambda: Attention("rotated"), True),
+    "copied, causal": (lambda: Attention("copied", is_causal=True), False),
     "scaled": (lambda: Attention("scaled", scale=0.7), True),
     "by hand": (lambda: Attention("by hand"), False),
     "causal": (lambda: Attention("unbind", is_causal=True), False),
