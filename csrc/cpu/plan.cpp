@@ -9,7 +9,8 @@ namespace {
 
 // Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
 static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 208 && sizeof(PoolArgs) == 152 &&
-                  sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72,
+                  sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72 &&
+                  sizeof(LinearArgs) == 88,
               "does each() name all pointers?");
 template <class F>
 void each(CopyArgs& a, F f) {
@@ -39,6 +40,10 @@ template <class F>
 void each(AffineReluArgs& a, F f) {
   f(a.x), f(a.scale), f(a.shift), f(a.residual), f(a.mask), f(a.y), f(a.signs);
 }
+template <class F>
+void each(LinearArgs& a, F f) {
+  f(a.x), f(a.weights), f(a.bias), f(a.residual), f(a.slopes), f(a.y);
+}
 
 struct Runner {
   ParallelFor parallel;
@@ -49,6 +54,7 @@ struct Runner {
   void operator()(const Pool& a) const { run_max_pool(a.args, a.gradient, parallel); }
   void operator()(const ReluArgs& a) const { run_relu(a, parallel); }
   void operator()(const AffineReluArgs& a) const { run_affine_relu(a, parallel); }
+  void operator()(const LinearArgs& a) const { run_linear(a, parallel); }
 };
 
 template <class T>

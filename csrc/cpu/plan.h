@@ -28,7 +28,8 @@ struct Pool {
   PoolArgs args;
   bool gradient;
 };
-using Call = std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Pool, ReluArgs, AffineReluArgs>;
+using Call = std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Pool, ReluArgs, AffineReluArgs,
+                          LinearArgs>;
 
 struct Plan {
   std::vector<Call> calls;

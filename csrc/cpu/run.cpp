@@ -184,6 +184,7 @@ void run_fold(DirectArgs args, ParallelFor parallel) {
 // A block of rows stays in half of an L2 cache, in sevens as gemm.h takes them; it changes no
 // result's bits.
 void run_linear(LinearArgs args, ParallelFor parallel) {
+  note(args);
   if (args.rows <= 0) return;
   const int64_t bytes = args.inputs * (args.bfloat16 ? 2 : 4);
   const int64_t most = std::clamp<int64_t>(512 * 1024 / bytes / 7 * 7, 28, 112);

@@ -20,7 +20,7 @@ from fastadv.engine.pool import Pool, pool
 _NOTED = {
     f"fastadv::{name}_"
     for name in ("winograd", "direct", "fold", "max_pool", "max_pool_gradient", "relu",
-                 "affine_relu")
+                 "affine_relu", "linear")
 }  # fmt: skip
 _ALLOCATES = ("aten::empty", "aten::new_empty", "aten::set_")  # as pool.py and calls.py do
 _DIMS = 6
