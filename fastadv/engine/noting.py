@@ -115,7 +115,8 @@ def _copied(x: Tensor, memory_format: torch.memory_format | None) -> Tensor | No
         rows = _copied(x.permute(0, 2, 3, 1), torch.contiguous_format)
         return None if rows is None else rows.permute(0, 3, 1, 2)
     size, rest = x.element_size(), _DIMS - x.dim()
-    if memory_format is not torch.contiguous_format or rest < 0 or size > 8:
+    same = not x.is_conj() and not x.is_neg()  # else the bytes are not the numbers
+    if memory_format is not torch.contiguous_format or rest < 0 or size > 8 or not same:
         return None
     y = pool.empty(tuple(x.shape), x.dtype)
     sizes = (*reversed(x.shape), *[1] * rest)
