@@ -25,6 +25,7 @@ from bench.pgd import check_gradient, trained
 from bench.store import Row, rows
 from bench.timing import Times
 from fastadv.engine import calls
+from fastadv.engine.reference_winograd import PLAIN
 
 YARDSTICK = "none"
 _SIZE = 1024
@@ -100,7 +101,7 @@ class _Clock:
             key = f"{name.rstrip('_')} {_text(first)}"
             if name in _KERNELS:
                 x = args[1] if name == "fold_" else args[2]
-                key += f" of {x.shape[-1]}"
+                key += f" of {x.shape[-1]}{_window(name, args)}"
             spent, _ = self.seen.setdefault(key, ([], _products(name, args)))
             spent.append(seconds)
             return result
@@ -112,6 +113,14 @@ def _text(image: Tensor) -> str:
     return "x".join(map(str, image.shape))
 
 
+def _window(name: str, args: tuple[Any, ...]) -> str:
+    """The kernel's size and its stride, so that calls of one name have the same products."""
+    if name in ("winograd_", "linear_"):
+        return ", stride 2" if name == "winograd_" and args[8] != PLAIN else ""
+    (height, width), stride = args[5:7] if name == "fold_" else args[6:8]
+    return f", {height}x{width}" + (f", stride {stride[0]}" if stride[0] > 1 else "")
+
+
 def _products(name: str, args: tuple[Any, ...]) -> float:
     """A plain convolution's, of which a gradient's are as many."""
     if name not in _KERNELS:
@@ -119,7 +128,9 @@ def _products(name: str, args: tuple[Any, ...]) -> float:
     if name == "linear_":
         return float(args[0].numel() * args[2].shape[1])
     if name == "winograd_":
-        return float(9 * args[0].numel() * args[2].shape[3])
+        y, x = args[0], args[2]
+        pixels = min(y.numel() // y.shape[3], x.numel() // x.shape[3])  # a gradient's y has more
+        return float(9 * pixels * y.shape[3] * x.shape[3])
     if name == "direct_":
         return float(math.prod(args[6]) * args[0].numel() * args[2].shape[3])
     return float(math.prod(args[5]) * args[1].numel() * args[0].shape[3])
