@@ -163,6 +163,14 @@ struct ReluArgs {
 };
 using ReluKernel = void (*)(const ReluArgs&, int64_t begin, int64_t end);  // pixels
 
+struct WatchArgs {
+  const float* x;
+  uint8_t* met;  // one, set where a number is NaN
+  int64_t count;
+  bool infinite;  // or infinite
+};
+using WatchKernel = void (*)(const WatchArgs&, int64_t begin, int64_t end);  // elements
+
 // y = relu(x * scale + shift) with its signs; or y = x * scale where `mask` has a bit, + residual.
 struct AffineReluArgs {
   const float* x;         // pixels * channels
@@ -255,6 +263,7 @@ struct Kernels {
   PoolKernel max_pool;
   PoolKernel max_pool_gradient;
   ReluKernel relu;
+  WatchKernel watch;
   AffineReluKernel affine_relu;
   FingerprintKernel fingerprint;
   DensePgdKernel dense_pgd;

@@ -70,6 +70,7 @@ int64_t products(const DenseStack& stack) {
 }  // namespace
 
 void run_step(Norm norm, DType dtype, const StepArgs& args, ParallelFor parallel) {
+  note(Step{norm, dtype, args});
   if (args.size == 0) return;
   const StepKernel kernel = kernels().step[norm][dtype];
   const bool by_element = norm == kLinf;
@@ -88,6 +89,7 @@ void run_universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFo
 }
 
 void run_head(Head head, DType dtype, const HeadArgs& args, ParallelFor parallel) {
+  note(Loss{head, dtype, args});
   const HeadKernel kernel = kernels().head[head][dtype];
   over(args.samples, samples_a_grain(16 * args.classes), parallel,  // an exp costs as 16 elements
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -226,6 +228,12 @@ void run_relu(const ReluArgs& args, ParallelFor parallel) {
   const ReluKernel kernel = kernels().relu;
   over(args.pixels, samples_a_grain(args.channels), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_watch(const WatchArgs& args, ParallelFor parallel) {
+  note(args);
+  const WatchKernel kernel = kernels().watch;
+  over(args.count, kGrain, parallel, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 // Threads share the samples, and each cuts its own into blocks: a sample's bits depend on neither.

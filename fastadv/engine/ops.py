@@ -103,6 +103,12 @@ _define(
     no_result,
 )
 _define(
+    "watch_",
+    "(Tensor(a!) met, Tensor x, bool infinite) -> ()",
+    reference.watch_,
+    no_result,
+)
+_define(
     "fingerprint",
     "(Tensor x) -> int",
     reference.fingerprint,
