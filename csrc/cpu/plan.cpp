@@ -10,8 +10,9 @@ namespace {
 // Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
 static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 208 && sizeof(PoolArgs) == 152 &&
                   sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72 &&
-                  sizeof(LinearArgs) == 88 && sizeof(StepArgs) == 120 && sizeof(HeadArgs) == 72 &&
-                  sizeof(WatchArgs) == 32,
+                  sizeof(LinearArgs) == 88 && sizeof(AttentionArgs) == 312 &&
+                  sizeof(NormArgs) == 80 && sizeof(StepArgs) == 120 && sizeof(HeadArgs) == 72 &&
+                  sizeof(MeanArgs) == 48 && sizeof(WatchArgs) == 32,
               "does each() name all pointers?");
 template <class F>
 void each(CopyArgs& a, F f) {
@@ -46,6 +47,19 @@ void each(LinearArgs& a, F f) {
   f(a.x), f(a.weights), f(a.bias), f(a.residual), f(a.slopes), f(a.y);
 }
 template <class F>
+void each(AttentionArgs& a, F f) {
+  for (HeadRows* rows : {&a.q, &a.k, &a.v, &a.o, &a.grad, &a.dq, &a.dk, &a.dv}) f(rows->data);
+  f(a.p);
+}
+template <class F>
+void each(NormArgs& a, F f) {
+  f(a.x), f(a.grad), f(a.gamma), f(a.beta), f(a.residual), f(a.kept), f(a.y);
+}
+template <class F>
+void each(MeanArgs& a, F f) {
+  f(a.x), f(a.y);
+}
+template <class F>
 void each(Step& step, F f) {
   StepArgs& a = step.args;
   f(a.x_adv), f(a.grad), f(a.x), f(a.step_size.data), f(a.radius.data);
@@ -71,6 +85,9 @@ struct Runner {
   void operator()(const ReluArgs& a) const { run_relu(a, parallel); }
   void operator()(const AffineReluArgs& a) const { run_affine_relu(a, parallel); }
   void operator()(const LinearArgs& a) const { run_linear(a, parallel); }
+  void operator()(const AttentionArgs& a) const { run_attention(a, parallel); }
+  void operator()(const NormArgs& a) const { run_norm(a, parallel); }
+  void operator()(const MeanArgs& a) const { run_mean(a, parallel); }
   void operator()(const Step& s) const { run_step(s.norm, s.dtype, s.args, parallel); }
   void operator()(const Loss& l) const { run_head(l.head, l.dtype, l.args, parallel); }
   void operator()(const WatchArgs& a) const { run_watch(a, parallel); }

@@ -39,7 +39,7 @@ struct Loss {
   HeadArgs args;
 };
 using Call = std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Pool, ReluArgs, AffineReluArgs,
-                          LinearArgs, Step, Loss, WatchArgs>;
+                          LinearArgs, AttentionArgs, NormArgs, MeanArgs, Step, Loss, WatchArgs>;
 
 struct Plan {
   std::vector<Call> calls;

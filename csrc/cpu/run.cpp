@@ -198,12 +198,14 @@ void run_linear(LinearArgs args, ParallelFor parallel) {
 }
 
 void run_attention(const AttentionArgs& args, ParallelFor parallel) {
+  note(args);
   const AttentionKernel kernel = kernels().attention;
   over(args.samples * args.heads, samples_a_grain(args.length * args.length * args.width / 8),
        parallel, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 void run_norm(const NormArgs& args, ParallelFor parallel) {
+  note(args);
   const NormKernel kernel = kernels().norm;
   over(args.rows, samples_a_grain(args.width), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -227,6 +229,13 @@ void run_relu(const ReluArgs& args, ParallelFor parallel) {
   note(args);
   const ReluKernel kernel = kernels().relu;
   over(args.pixels, samples_a_grain(args.channels), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_mean(const MeanArgs& args, ParallelFor parallel) {
+  note(args);
+  const MeanKernel kernel = kernels().mean;
+  over(args.samples, samples_a_grain(args.pixels * args.channels), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

@@ -23,7 +23,7 @@ from fastadv.engine.dense_plan import Climb
 from fastadv.engine.noting import Calls, Repeated
 from fastadv.engine.plan import Loan, Plan
 from fastadv.model import vjp
-from fastadv.rules import Auto, Gradient, Steepest
+from fastadv.rules import Gradient, Rule, Steepest
 
 if TYPE_CHECKING:
     from fastadv.attack import Attack
@@ -92,7 +92,7 @@ class Step:
         flat = grad.as_strided((grad.numel(),), (1,))
         torch.ops.fastadv.watch_(self.met, flat, not p.signs_serve)
         rule = self.attack.rule
-        assert not isinstance(rule, Auto)
+        assert isinstance(rule, Rule)
         rule.step_({}, (self.size,), self.x_adv, grad, self.x, p.ball, p.radius)
 
 
@@ -112,35 +112,32 @@ class Loops:
     def _climb(self, attack: Attack, problem: Problem, x_adv: Tensor) -> Tensor:
         """The first steps of a model's first attack compile and note its gradient, and the first
         of each looks whether it still fits: they go as ever."""
-        assert not isinstance(attack.rule, Auto)
+        assert isinstance(attack.rule, Rule)
         self.notes = ["the last attack went step by step: no plan of its gradient was noted yet"]
         sizes = [attack.rule.size(k) for k in range(attack.steps)]
         while sizes:
-            pulled = vjp(problem.model, x_adv)
-            if pulled is not None and isinstance(pulled[1], Loan) and pulled[1].is_noted:
-                del sizes[: self._repeat(attack, problem, pulled[1].plan, x_adv, sizes)]
-                continue
-            _, grad, _ = problem.gradient(x_adv, pulled)
-            size = sizes.pop(0)
-            attack.rule.step_({}, (size,), x_adv, grad, problem.x, problem.ball, problem.radius)
+            sizes = sizes[self._take(attack, problem, x_adv, sizes) :]
         return x_adv
 
-    def _repeat(
-        self, attack: Attack, problem: Problem, plan: Plan, x_adv: Tensor, sizes: Sequence[float]
-    ) -> int:
-        """Takes steps of these sizes, as many as it returns."""
-        problem.prepare(plan.logits)
-        step, left = Step(attack, problem, plan, x_adv, sizes[0]), sizes[1:]
-        if step.refused is not None:
-            left = ()
+    def _take(self, attack: Attack, problem: Problem, x_adv: Tensor, sizes: Sequence[float]) -> int:
+        """Takes steps of these sizes, as many as it returns: one, or all."""
+        assert isinstance(attack.rule, Rule)
+        pulled = vjp(problem.model, x_adv)
+        if pulled is None or not isinstance(pulled[1], Loan) or not pulled[1].is_noted:
+            _, grad, _ = problem.gradient(x_adv, pulled)
+            attack.rule.step_({}, sizes[:1], x_adv, grad, problem.x, problem.ball, problem.radius)
+            return 1
+        problem.prepare(pulled[0])
+        step = Step(attack, problem, pulled[1].plan, x_adv, sizes[0])
+        left = sizes[1:] if step.refused is None else ()
         for size, run in groupby(left):
             step.repeat(size, len(list(run)))
         problem.tally.forwards += len(x_adv) * (1 + len(left))
         problem.tally.seen.append(torch.where(step.met, torch.nan, 0.0))
-        others = f", with {step.others} of ATen's between" if step.others else ""
+        between = f", with {step.others} of ATen's between" if step.others else ""
         self.notes = [
             f"the last attack took {len(left)} of its {attack.steps} steps in {step.calls} call(s) "
-            f"of C++{others}"
+            f"of C++{between}"
         ]
         return 1 + len(left)
 

@@ -90,6 +90,12 @@ _define(
     no_result,
 )
 _define(
+    "mean_",
+    "(Tensor(a!) y, Tensor x, bool gradient) -> ()",
+    reference_pool.mean_,
+    no_result,
+)
+_define(
     "relu_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor? residual, Tensor? mask) -> ()",
     reference.relu_,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 
-_MOST = 64 << 20  # bytes of all plans of a gradient: larger ones wait for kernels, not for Python
+_MOST = 512 << 20  # bytes of all plans of a gradient: beyond it kernels are all that counts
 
 
 class Plan:
