@@ -70,6 +70,7 @@ int64_t products(const DenseStack& stack) {
 }  // namespace
 
 void run_step(Norm norm, DType dtype, const StepArgs& args, ParallelFor parallel) {
+  note(Step{norm, dtype, args});
   if (args.size == 0) return;
   const StepKernel kernel = kernels().step[norm][dtype];
   const bool by_element = norm == kLinf;
@@ -88,6 +89,7 @@ void run_universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFo
 }
 
 void run_head(Head head, DType dtype, const HeadArgs& args, ParallelFor parallel) {
+  note(Loss{head, dtype, args});
   const HeadKernel kernel = kernels().head[head][dtype];
   over(args.samples, samples_a_grain(16 * args.classes), parallel,  // an exp costs as 16 elements
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -198,12 +200,14 @@ void run_linear(LinearArgs args, ParallelFor parallel) {
 }
 
 void run_attention(const AttentionArgs& args, ParallelFor parallel) {
+  note(args);
   const AttentionKernel kernel = kernels().attention;
   over(args.samples * args.heads, samples_a_grain(args.length * args.length * args.width / 8),
        parallel, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 void run_norm(const NormArgs& args, ParallelFor parallel) {
+  note(args);
   const NormKernel kernel = kernels().norm;
   over(args.rows, samples_a_grain(args.width), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -228,6 +232,19 @@ void run_relu(const ReluArgs& args, ParallelFor parallel) {
   const ReluKernel kernel = kernels().relu;
   over(args.pixels, samples_a_grain(args.channels), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_mean(const MeanArgs& args, ParallelFor parallel) {
+  note(args);
+  const MeanKernel kernel = kernels().mean;
+  over(args.samples, samples_a_grain(args.pixels * args.channels), parallel,
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+void run_watch(const WatchArgs& args, ParallelFor parallel) {
+  note(args);
+  const WatchKernel kernel = kernels().watch;
+  over(args.count, kGrain, parallel, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 // Threads share the samples, and each cuts its own into blocks: a sample's bits depend on neither.
