@@ -79,7 +79,8 @@ class Step:
         p, plan = self.problem, self.plan
         labels, target, targeted = p.labels()
         number = p.objective.head_number
-        assert number is not None and plan.tangents is not None
+        assert number is not None
+        assert plan.tangents is not None
         loss, grad, _ = ops.head(plan.logits, labels, target, number, targeted)
         torch.ops.fastadv.watch_(self.met, loss, False)
         plan.tangents.copy_(grad)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import fastadv as fa
-from fastadv.engine import Compiled, loop, plan
+from fastadv.engine import Compiled, loop
 from fastadv.engine.loop import Loops
 from fastadv.engine.noting import Repeated
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastadv as fa
-from fastadv.engine import calls, reference_pool
+from fastadv.engine import reference_pool
 
 pytestmark = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
 ops = torch.ops.fastadv
