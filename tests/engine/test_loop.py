@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import fastadv as fa
-from fastadv.engine import Compiled, loop
+from fastadv.engine import Compiled, loop, noting
 from fastadv.engine.loop import Loops
 from fastadv.engine.noting import Repeated
 
@@ -204,6 +204,18 @@ def test_why_an_attack_goes_step_by_step(attack: fa.Attack, why: str) -> None:
     fast = warm(model, x)
     attack(fast, x, y)
     assert why in str(fast.report())
+
+
+def test_what_cannot_be_noted_is_taken_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gray()
+    x, y = data(model, 4)
+    fast, attack = warm(model, x), fa.bim(LINF, 0.02, STEPS)
+    expected = attack.run(fast, x, y)
+    monkeypatch.setattr(noting, "_copy", lambda *given: False)
+    found = attack.run(fast, x, y)
+    assert torch.equal(found.x_adv, expected.x_adv)
+    assert found.forwards == expected.forwards
+    assert "step by step: aten::copy_ writes" in str(fast.report())
 
 
 def test_no_plan_no_loop() -> None:
