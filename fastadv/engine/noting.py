@@ -80,9 +80,10 @@ class Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         mutable = func._schema.is_mutable
         if mutable or not _is_view(out, args):
-            if mutable or torch.Tag.nondeterministic_seeded in func.tags or not _is_small(out):
+            into, draws = _into(func), torch.Tag.nondeterministic_seeded in func.tags
+            if mutable or draws or not (into or _is_small(out)):
                 self.refused = self.refused or f"{name} writes, draws or has a large result"
-            self.calls.add(_Aten(func, args, kwargs, out))
+            self.calls.add(_Aten(into or func, args, kwargs, out, into is not None))
         return out
 
 
@@ -94,12 +95,28 @@ class _Aten:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
+    writes: bool  # its result where it is told to
 
     def run(self) -> None:
+        if self.writes:
+            self.func(*self.args, **self.kwargs, out=self.out)
+            return
         found = _all(self.func(*self.args, **self.kwargs))
         for new, kept in zip(found, _all(self.out), strict=True):
             if kept is not None:
                 kept.copy_(new)
+
+
+def _into(func: Any) -> Any:
+    """The form of an elementwise op that writes into a tensor, which then allocates nothing."""
+    if torch.Tag.pointwise not in func.tags:
+        return None
+    count = len(func._schema.arguments)
+    for name in (f"{func._overloadname}_out", "out"):
+        found = getattr(func.overloadpacket, name, None)
+        if found is not None and len(found._schema.arguments) == count + 1:
+            return found
+    return None
 
 
 def _all(out: Any) -> tuple[Any, ...]:
@@ -135,16 +152,17 @@ def _is_copied(x: Tensor) -> bool:
 
 def _copy(y: Tensor, x: Tensor) -> bool:
     """y <- x, noted; False where the kernel does not serve."""
-    order = sorted(range(y.dim()), key=lambda d: -y.stride(d))
+    strides = y.stride()
+    order = sorted(range(y.dim()), key=lambda d: -strides[d])
     to, from_ = y.permute(order), x.permute(order) if x.shape == y.shape else x
     if from_.shape != to.shape or x.dtype != y.dtype or not to.is_contiguous():
         return False
     if not _is_copied(x) or not _is_copied(y):
         return False
     lines = _lines(from_)
-    sizes, strides = (zip(*lines, strict=True)) if lines else ((), ())
-    rest, numbers = _DIMS - len(lines), ctypes.c_int64 * _DIMS
-    fields = numbers(*sizes, *[1] * rest), numbers(*strides, *[0] * rest)
+    lines += [(1, 0)] * (_DIMS - len(lines))
+    sizes, steps = zip(*lines, strict=True)
+    fields = (ctypes.c_int64 * _DIMS)(*sizes), (ctypes.c_int64 * _DIMS)(*steps)
     size = x.element_size()
     _check(_library().fastadv_plan_copy(_Copy(x.data_ptr(), y.data_ptr(), *fields, size)))
     return True

@@ -3,8 +3,9 @@
 Layer by layer (halves.py) Python takes 20 us a kernel: on LeNet, one sample, more than the kernels.
 So what a forward and its backward do is noted once, in memory that is the plan's own, and from then
 on csrc/cpu/plan.cpp does it again: a gradient of one sample is 1.5 times as fast, of 64 it is 1.04
-times. Nothing is allocated but what is handed out and, where ATen's ops stand between the kernels,
-their results. Packed weights that have moved are looked up once an attack.
+times, of 32 on ResNet-18 1.03 times. Nothing is allocated but what is handed out and, where ATen's
+ops stand between the kernels, the results of those that are not elementwise. Packed weights that
+have moved are looked up once an attack. An attack's steps need not leave C++ either: loop.py.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 
-_MOST = 512 << 20  # bytes of all plans of a gradient: beyond it kernels are all that counts
+# Bytes of all plans of a gradient. One takes what layer by layer takes of the pool, once more: 48
+# MiB for ResNet-18, 32 samples. Beyond this limit a step takes seconds, of which Python has 2 ms.
+_MOST = 512 << 20
 
 
 class Plan:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import fastadv as fa
 from fastadv.engine import Compiled
 from fastadv.engine.halves import Halves
+from fastadv.engine.loop import Step
 
 pytestmark = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
 ATTACK = fa.bim(fa.Linf(0.1), 0.02, 5)
@@ -51,15 +52,20 @@ class Two(nn.Module):
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many samples each call of a half was of."""
+    """How many samples each gradient by the halves was of, called from Python or in a loop."""
     calls: list[int] = []
-    right = Halves.vjp
+    right, repeat = Halves.vjp, Step.repeat
 
     def vjp(self: Halves, module: nn.Module, x: Tensor, rows: int = 1) -> object:
         calls.append(len(x))
         return right(self, module, x, rows)
 
+    def repeated(self: Step, size: float, times: int) -> None:
+        calls.extend([len(self.x)] * times)
+        repeat(self, size, times)
+
     monkeypatch.setattr(Halves, "vjp", vjp)
+    monkeypatch.setattr(Step, "repeat", repeated)
     return calls
 
 

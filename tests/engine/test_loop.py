@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import threads
+from nets import ResNet18, ViT
 from test_live import in_threads
 from test_plan import Noisy, Odd, Residual, Sees, data, gray
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import fastadv as fa
-from fastadv.engine import Compiled, loop, plan
+from fastadv.engine import Compiled, loop, noting
 from fastadv.engine.loop import Loops
 from fastadv.engine.noting import Repeated
 
@@ -102,6 +103,15 @@ def test_bfloat16(make: Callable[[], nn.Module]) -> None:
         both(fa.pgd(ball, 0.03, STEPS), fast, x, y)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [lambda: ResNet18(8), lambda: ResNet18(8, first=True), ViT])
+def test_whole_nets(make: Callable[[], nn.Module], precision: str) -> None:
+    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+    fast = warm(make(), x, precision)
+    both(fa.pgd(LINF, 0.01, STEPS), fast, x, y)
+    both(fa.pgd(L2, 0.1, STEPS), fast, x, y)
+
+
 def test_on_two_threads_the_bits_are_the_same() -> None:
     model = Residual()
     x, y = data(model, 17)
@@ -154,21 +164,6 @@ def test_nan_in_the_loop_raises(layer: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert "call(s) of C++" in str(fast.report())
 
 
-@pytest.mark.parametrize("infinite", [False, True])
-@pytest.mark.parametrize("value", [0.0, torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("size", [1, 7, 300, 70001])
-def test_the_watch(size: int, value: float, infinite: bool) -> None:
-    for at in (0, size // 2, size - 1):
-        x, met = torch.randn(size), torch.zeros(1, dtype=torch.bool)
-        x[at] = value
-        torch.ops.fastadv.watch_(met, x, infinite)
-        expected = torch.zeros_like(met)
-        fa.engine.reference.watch_(expected, x, infinite)
-        assert torch.equal(met, expected)
-        torch.ops.fastadv.watch_(met, torch.zeros(3), infinite)
-        assert torch.equal(met, expected)
-
-
 def test_calls_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gray()
     x, y = data(model, 4)
@@ -209,6 +204,18 @@ def test_why_an_attack_goes_step_by_step(attack: fa.Attack, why: str) -> None:
     fast = warm(model, x)
     attack(fast, x, y)
     assert why in str(fast.report())
+
+
+def test_what_cannot_be_noted_is_taken_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gray()
+    x, y = data(model, 4)
+    fast, attack = warm(model, x), fa.bim(LINF, 0.02, STEPS)
+    expected = attack.run(fast, x, y)
+    monkeypatch.setattr(noting, "_copy", lambda *given: False)
+    found = attack.run(fast, x, y)
+    assert torch.equal(found.x_adv, expected.x_adv)
+    assert found.forwards == expected.forwards
+    assert "step by step: aten::copy_ writes" in str(fast.report())
 
 
 def test_no_plan_no_loop() -> None:

@@ -1,7 +1,10 @@
-"""The mean over an image's pixels, its gradient, and the flattening after it."""
+"""The mean over an image's pixels, its gradient, and the flattening after it; the watch for NaN."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastadv as fa
-from fastadv.engine import calls, reference_pool
+from fastadv.engine import reference, reference_pool
 
 pytestmark = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
 ops = torch.ops.fastadv
@@ -28,6 +31,33 @@ def test_the_kernel_is_its_reference(channels: int, pixels: int) -> None:
         torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("infinite", [False, True])
+@pytest.mark.parametrize("value", [0.0, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("size", [1, 7, 300, 70001])
+def test_the_watch_is_its_reference(size: int, value: float, infinite: bool) -> None:
+    for at in (0, size // 2, size - 1):
+        x, met = torch.randn(size), torch.zeros(1, dtype=torch.bool)
+        x[at] = value
+        ops.watch_(met, x, infinite)
+        expected = torch.zeros_like(met)
+        reference.watch_(expected, x, infinite)
+        assert torch.equal(met, expected)
+        ops.watch_(met, torch.zeros(3), infinite)
+        assert torch.equal(met, expected)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_every_instruction_set(isa: str) -> None:
+    from fastadv import _native
+
+    if isa not in _native.processor()["available"] or "FASTADV_CPU_CAPABILITY" in os.environ:
+        pytest.skip("not built, or asked for by hand")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "its_reference", __file__]
+    environment = {**os.environ, "FASTADV_CPU_CAPABILITY": isa, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
 def test_what_does_not_fit_raises() -> None:
     x, row = torch.randn(3, 12, 8), torch.randn(3, 8)
     for y, given, gradient in (
@@ -36,6 +66,10 @@ def test_what_does_not_fit_raises() -> None:
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match="must be"):
             ops.mean_(y.clone(), given, gradient)
+    met = torch.zeros(1, dtype=torch.bool)
+    for one, t in ((met, row.double()), (met, x.transpose(1, 2)), (met.long(), row)):
+        with pytest.raises(RuntimeError, match="must be"):
+            ops.watch_(one, t, True)
 
 
 def test_an_op_check() -> None:
