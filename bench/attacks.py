@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -23,10 +23,14 @@ from bench import gate
 Craft = Callable[[Tensor, Tensor], Tensor]
 
 
-def peers(model: nn.Module, ball: fa.Ball, size: float, steps: int) -> dict[str, Craft]:
-    """The attacks of the libraries that are here, by their names."""
+def peers(
+    model: nn.Module, ball: fa.Ball, size: float, steps: int, only: Collection[str] | None = None
+) -> dict[str, Craft]:
+    """The attacks of the libraries that are here, by their names; or of those in `only`."""
     found = {}
     for name, make in LIBRARIES.items():
+        if only is not None and name not in only:
+            continue
         if importlib.util.find_spec(name) is not None:
             found[name] = make(importlib.import_module(name), model, ball.radius, size, steps)
     return found

@@ -23,7 +23,8 @@ Unit = tuple[int, int]  # which call of a ReLU, and which number of it
 
 def logits_of(y: Any) -> Tensor:
     y = y["logits"] if isinstance(y, dict) else y
-    return y[0] if isinstance(y, tuple) else y
+    logits: Tensor = y[0] if isinstance(y, tuple) else y
+    return logits
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,14 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def error(found: Tensor, exact: Tensor) -> Tensor:  # (N,), relative, in the 2-norm
     difference = (found.double() - exact).flatten(1).norm(dim=1)
-    return difference / exact.flatten(1).norm(dim=1)
+    relative: Tensor = difference / exact.flatten(1).norm(dim=1)
+    return relative
+
+
+def errors(model: nn.Module, fast: nn.Module, x: Tensor, y: Tensor) -> Tensor:  # (N,)
+    """Of each sample's gradient of `fast`, against the model's in float64."""
+    exact = copy.deepcopy(model).double()
+    return error(gradient(fast, x, y)[1], gradient(exact, x.double(), y)[1])
 
 
 class Sides(TorchFunctionMode):
