@@ -103,8 +103,8 @@ $(VENV)/.built: $(VENV)/.installed $(BUILT_FROM)
 	@$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
-# torchattacks declares torchvision and does not need it: see pyproject.toml.
+# torchattacks and adv-lib declare torchvision and do not need it: see pyproject.toml.
 $(VENV)/.bench: $(VENV)/.built
 	@echo "Installing the libraries that fastadv is measured against"
-	@$(PIP) --no-build-isolation -e '.[bench]' && $(PIP) --no-deps torchattacks || $(PIP_FAILED)
+	@$(PIP) --no-build-isolation -e '.[bench]' && $(PIP) --no-deps torchattacks adv-lib || $(PIP_FAILED)
 	@touch $@
