@@ -24,7 +24,7 @@ from fastadv.engine.formats import (
     is_image,
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
-from fastadv.engine.loans import Lend, alias, detached
+from fastadv.engine.loans import Lend, alias, detached, modules_of
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
 from fastadv.engine.tracing import fresh_run, limits
@@ -245,7 +245,7 @@ class Compiled(Steady):
         """What a graph depends on; of the batch's size only which of _BATCHES it is in."""
         size = len(x) if size is None else size
         number = size if self._static_batch else _batch_class(size)
-        modes = tuple(module.training for module in self.module.modules())
+        modes = tuple(module.training for module in modules_of(self.module))
         cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         if grad is None:
             grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
