@@ -77,7 +77,7 @@ def _rows(
     began = time.perf_counter()
     plain["fa.pgd"]()
     calls = math.ceil(_LEAST / (time.perf_counter() - began))
-    times = interleave(cases, args.seconds, least_rounds=5, calls=calls)
+    times = interleave(cases, args.seconds, least_rounds=5, calls=calls, warm_up=2)
     table = []
     for loop in compiled:
         ours, theirs = times[loop], times[f"{loop}, plain"]
