@@ -2,9 +2,10 @@
 
 The model is compiled and its weights packed before, in a thread that ends, and with it what its
 kernels kept for it (csrc/cpu/workspace.h). The engine's pool is emptied, and malloc gives back what
-it holds. What the gradient takes from there on is the process's own peak, as Linux counts it, and
-once more, in another run, the peak of torch's allocator as its profiler saw it: the first sees the
-kernels' workspaces too.
+is free: after the warm-up, and of larger blocks at once, or what a step has freed
+would count beside what it holds. What the gradient takes is the process's own peak, as Linux counts
+it, and once more, in another run, the peak of torch's allocator as its profiler saw it: the first
+sees the kernels' workspaces too.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from bench.nets import NETS, image_shape
 from fastadv.engine.pool import pool
 
 _SELF = Path("/proc/self")
+_LIBC = ctypes.CDLL(None)
+_MMAP_THRESHOLD = -3  # mallopt(3)'s number of it
 
 
 def measured(model: str, batch: int, threads: int, compiled: bool) -> dict[str, float]:
     """Bytes: peak, allocated, packed; and the gradient's median error."""
+    _LIBC.mallopt(_MMAP_THRESHOLD, 1 << 16)
     torch.manual_seed(0)
     net = NETS[model]().eval()
     x, y = torch.rand(batch, *image_shape(model)), torch.arange(batch) % 10
@@ -40,7 +44,7 @@ def measured(model: str, batch: int, threads: int, compiled: bool) -> dict[str, 
     in_a_thread(step)
     torch.set_num_threads(threads)
     peak = in_a_thread(lambda: _peak(step))
-    allocated = in_a_thread(lambda: _allocated(step))
+    allocated = _allocated(step)
     packed = target._weights.bytes if isinstance(target, fa.engine.Compiled) else 0
     error = flips.errors(net, target, x, y).median()
     return {"peak": peak, "allocated": allocated, "packed": packed, "error": float(error)}
@@ -54,7 +58,7 @@ def in_a_thread(call: Callable[[], Any]) -> Any:
     thread.join()
     gc.collect()
     pool._buffers.clear()
-    ctypes.CDLL(None).malloc_trim(0)
+    _LIBC.malloc_trim(0)
     return results[0]
 
 
