@@ -146,7 +146,7 @@ class Compiled(Steady):
         whether the graph still fits (`probe` makes one), or the model is no such graph.
         """
         usable = x.is_floating_point() and not x.requires_grad and len(x)
-        if not self._held or not usable or has_hooks(self) or autocasts():
+        if self._bypass or not self._held or not usable or has_hooks(self) or autocasts():
             return None
         with self._lock, torch.no_grad():
             key = _without_layout(self._key(x, len(x) * rows, (True, True, False)))
