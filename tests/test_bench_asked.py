@@ -14,6 +14,7 @@ import fastadv as fa
 from bench import (
     attacks,
     first_gradient,
+    flips,
     fresh,
     gate,
     gradients,
@@ -156,6 +157,7 @@ def test_a_process_that_fails_says_why():
         fresh.measure("first_gradient", model="no_such_net", batch=1, threads=1, compiled=False)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
 def test_adv_lib_steps_as_the_others_do():
     pytest.importorskip("adv_lib")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(27, 3))
@@ -170,3 +172,12 @@ def test_adv_lib_steps_as_the_others_do():
     for i in fooled.nonzero().flatten():  # the last iterate that fools, before the last step
         fools = [o[i] for o in ours if int(model(o[i : i + 1]).argmax()) != int(y[i])]
         torch.testing.assert_close(found[i], fools[-1])
+
+
+def test_gradients_of_samples_that_a_net_is_sure_of():
+    """p - 1 is -1e-6 here: in float32 its rounding alone is a relative error of 5%."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2, bias=False), torch.nn.Flatten())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[14.0, 0, 0, 0], [0, 1, 0, 0]]))
+    x = torch.tensor([[1.0, 0.2, 0.3, 0.4]])
+    assert float(flips.errors(model, model, x, torch.tensor([0]))) < 1e-5
