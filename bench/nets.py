@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import architectures
+
 
 class Block(nn.Module):
     """1512.03385's, with a projection where the shape changes."""
@@ -130,4 +132,16 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "vgg16_bn": vgg16_bn,
     "lenet": lenet,
     "vit": ViT,
+    "densenet": architectures.densenet,
+    "mobilenet": architectures.mobilenet,
+    "convnext": architectures.ConvNeXt,
+    "unruly": architectures.Unruly,
+    "linear": architectures.linear,
+    "mlp": architectures.mlp,
+    "tiny_cnn": architectures.tiny_cnn,
 }
+
+
+def image_shape(name: str) -> tuple[int, int, int]:
+    """Of the images that a net of NETS takes."""
+    return (1, 28, 28) if name == "lenet" else (3, 32, 32)

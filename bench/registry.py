@@ -1,65 +1,62 @@
-"""The benchmarks: one file each, one line here."""
+"""The benchmarks: one file each, one name here."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 from bench import (
     dense,
+    gradients,
     head,
     layers,
+    memory,
     moosavi,
     overhead,
     pgd,
-    scaling,
     step,
+    step_scaling,
     stop,
     train,
     universal,
     universal_gradient,
     universal_step,
+    warmup,
+    zoo,
 )
-from bench.store import Row
+from bench.store import Measured
+
+Tables = Iterable[Sequence[Measured]]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """arguments: adds a benchmark's own options. run: gates, then measures; one list a table."""
+    """arguments: adds a benchmark's own options. run: gates, then measures; one list a table. red:
+    what of its tables is not as the project asks, a sentence each."""
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], list[list[Row]]]
+    run: Callable[[argparse.Namespace], Tables]
     yardstick: str
+    red: Callable[[Sequence[Any]], list[str]]
+
+
+def _asks_nothing(tables: Sequence[Any]) -> list[str]:
+    return []
+
+
+def _described(module: ModuleType) -> Benchmark:
+    red = getattr(module, "red", _asks_nothing)
+    return Benchmark(module.__doc__ or "", module.arguments, module.run, module.YARDSTICK, red)
 
 
 BENCHMARKS = {
-    "step": Benchmark(step.__doc__ or "", step.arguments, step.run, step.YARDSTICK),
-    "universal": Benchmark(
-        universal.__doc__ or "", universal.arguments, universal.run, universal.YARDSTICK
-    ),
-    "universal_gradient": Benchmark(
-        universal_gradient.__doc__ or "",
-        universal_gradient.arguments,
-        universal_gradient.run,
-        universal_gradient.YARDSTICK,
-    ),
-    "universal_step": Benchmark(
-        universal_step.__doc__ or "",
-        universal_step.arguments,
-        universal_step.run,
-        universal_step.YARDSTICK,
-    ),
-    "head": Benchmark(head.__doc__ or "", head.arguments, head.run, head.YARDSTICK),
-    "dense": Benchmark(dense.__doc__ or "", dense.arguments, dense.run, dense.YARDSTICK),
-    "pgd": Benchmark(pgd.__doc__ or "", pgd.arguments, pgd.run, pgd.YARDSTICK),
-    "layers": Benchmark(layers.__doc__ or "", layers.arguments, layers.run, layers.YARDSTICK),
-    "train": Benchmark(train.__doc__ or "", train.arguments, train.run, train.YARDSTICK),
-    "scaling": Benchmark(scaling.__doc__ or "", scaling.arguments, scaling.run, scaling.YARDSTICK),
-    "moosavi": Benchmark(moosavi.__doc__ or "", moosavi.arguments, moosavi.run, moosavi.YARDSTICK),
-    "stop": Benchmark(stop.__doc__ or "", stop.arguments, stop.run, stop.YARDSTICK),
-    "overhead": Benchmark(
-        overhead.__doc__ or "", overhead.arguments, overhead.run, overhead.YARDSTICK
-    ),
-}
+    module.__name__.removeprefix("bench."): _described(module)
+    for module in (
+        step, universal, universal_gradient, universal_step, head, dense, pgd, layers, train,
+        step_scaling, zoo, gradients, memory, warmup, moosavi, stop, overhead,
+    )
+}  # fmt: skip

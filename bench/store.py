@@ -22,12 +22,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One case of one run. Times are of a call; bytes those that the algorithm must move.
-
-    speedup: the case's time over fastadv's, round by round; of fastadv itself 1. share: GB/s over
-    the yardstick's (a triad, or a plain reduction) in the same run.
-    """
+class Measured:
+    """One case of one run: what was measured, on what."""
 
     benchmark: str
     shape: str
@@ -35,6 +31,16 @@ class Row:
     norm: str
     threads: int
     case: str
+
+
+@dataclass(frozen=True)
+class Row(Measured):
+    """Times are of a call; bytes those that the algorithm must move.
+
+    speedup: the case's time over fastadv's, round by round; of fastadv itself 1. share: GB/s over
+    the yardstick's (a triad, or a plain reduction) in the same run.
+    """
+
     p20_us: float
     p50_us: float
     p80_us: float
@@ -74,8 +80,30 @@ def rows(
     return table
 
 
-def show(measured: Sequence[Row], yardstick: str) -> None:
-    """Prints the rows of one run."""
+def show(measured: Sequence[Measured], yardstick: str) -> None:
+    """Prints the rows of one run: times, or what else a benchmark has columns for."""
+    times = [row for row in measured if isinstance(row, Row)]
+    if times:
+        _show_times(times, yardstick)
+        return
+    own = [f.name for f in fields(measured[0])][len(fields(Measured)) :]
+    shared = ("shape", "norm", "case")
+    first = measured[0]
+    table = Table(
+        title=f"{first.benchmark}, {first.dtype}, {first.threads} thread(s)", box=box.SIMPLE_HEAD
+    )
+    for column in (*shared, *own):
+        table.add_column(column, justify="left" if column in shared else "right")
+    for row in measured:
+        table.add_row(*(_text(getattr(row, column)) for column in (*shared, *own)))
+    Console(width=130).print(table)
+
+
+def _text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _show_times(measured: Sequence[Row], yardstick: str) -> None:
     first = measured[0]
     title = f"{first.benchmark} {first.norm} {first.shape} {first.dtype}, {first.threads} thread(s)"
     table = Table(title=f"{title}, working set in {first.working_set}", box=box.SIMPLE_HEAD)
@@ -90,7 +118,7 @@ def show(measured: Sequence[Row], yardstick: str) -> None:
     Console(width=110).print(table)
 
 
-def append(measured: Sequence[Row], folder: Path = RESULTS) -> Path:
+def append(measured: Sequence[Measured], folder: Path = RESULTS) -> Path:
     """Adds the rows to the benchmark's CSV. Raises ValueError if its columns are others."""
     return save(measured, folder / f"{measured[0].benchmark}.csv")
 

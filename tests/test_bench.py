@@ -63,7 +63,7 @@ def test_step_stores_whole_rows(tmp_path, norm, dtype):
         ("stop", "--batch", "16", "--steps", "60", "--train-steps", "2"),
         ("layers", "--model", "lenet", "--batch", "4", "--rounds", "2"),
         ("train", "--model", "lenet", "--batch", "8", "--steps", "2", "--train-steps", "2"),
-        ("scaling", "--batch", "1", "--batches", "1", "--depths", "1", "--steps", "1"),
+        ("step_scaling", "--batch", "1", "--batches", "1", "--depths", "1", "--steps", "1"),
     ],
 )
 def test_the_others_run(tmp_path, arguments):

@@ -24,7 +24,7 @@ from fastadv.engine.formats import (
     is_image,
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
-from fastadv.engine.loans import Lend, alias, detached
+from fastadv.engine.loans import Lend, alias, detached, modules_of
 from fastadv.engine.loop import Loops
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
@@ -150,7 +150,7 @@ class Compiled(Steady):
         whether the graph still fits (`probe` makes one), or the model is no such graph.
         """
         usable = x.is_floating_point() and not x.requires_grad and len(x)
-        if not self._held or not usable or has_hooks(self) or autocasts():
+        if self._bypass or not self._held or not usable or has_hooks(self) or autocasts():
             return None
         with self._lock, torch.no_grad():
             key = _without_layout(self._key(x, len(x) * rows, (True, True, False)))
@@ -249,7 +249,7 @@ class Compiled(Steady):
         """What a graph depends on; of the batch's size only which of _BATCHES it is in."""
         size = len(x) if size is None else size
         number = size if self._static_batch else _batch_class(size)
-        modes = tuple(module.training for module in self.module.modules())
+        modes = tuple(module.training for module in modules_of(self.module))
         cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         if grad is None:
             grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()

@@ -7,15 +7,15 @@ first to come takes, those that follow share, and the last to go gives back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
 from torch import Tensor, nn
 
-Saved = list[tuple[dict[str, Any], dict[str, Any]]]  # where, and what stood there
+Place = dict[str, Any]
+Saved = tuple[tuple[Place, Place], ...]  # where, and what stood there
 Lend = Callable[[nn.Parameter], Tensor]  # what stands in the place of a parameter
 
 
@@ -33,23 +33,26 @@ class _Loans:
     tensors: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
 
     def take(self, module: nn.Module, lend: Lend) -> None:
-        borrowers, saved, lent = self.modules.get(module, (0, [], lend))
-        if lent != lend:
+        lent = self.modules.get(module)
+        if lent is None:
+            place: Place = module._parameters
+            saved: Saved = ((place, place.copy()),)
+            for name, parameter in saved[0][1].items():
+                if parameter is not None:
+                    place[name] = self._lent(parameter, lend)
+            if module.training:
+                saved = (*saved, (module._buffers, module._buffers.copy()))
+                for name, buffer in saved[1][1].items():
+                    if buffer is not None:
+                        module._buffers[name] = buffer.detach().clone()
+            self.modules[module] = 1, saved, lend
+        elif lent[2] != lend:
             raise RuntimeError(
                 "two compiled models that share this model ran in two threads at once, on copies "
                 "of its weights in two precisions: let one thread run them in turn"
             )
-        if not borrowers:
-            saved = [(module._parameters, dict(module._parameters))]
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = self._lent(parameter, lend)  # type: ignore[assignment]
-            if module.training:
-                saved.append((module._buffers, dict(module._buffers)))
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:
-                        module._buffers[name] = buffer.detach().clone()
-        self.modules[module] = borrowers + 1, saved, lend
+        else:
+            self.modules[module] = lent[0] + 1, *lent[1:]
 
     def _lent(self, parameter: nn.Parameter, lend: Lend) -> Tensor:
         """One tensor for one parameter, wherever it stands: Dynamo sees that weights are tied."""
@@ -63,7 +66,7 @@ class _Loans:
         if borrowers > 1:
             self.modules[module] = borrowers - 1, saved, lend
             return
-        for place, values in reversed(saved):
+        for place, values in saved:
             place.update(values)
         if not self.modules:
             self.tensors.clear()
@@ -72,25 +75,46 @@ class _Loans:
 _loans = _Loans()
 
 
-@contextmanager
-def detached(model: nn.Module, lend: Lend = alias) -> Iterator[None]:
+class detached:
     """The model with its parameters detached, and with copies of the buffers that it may update.
 
     They share the parameters' memory, or are what `lend` gives for each. Nothing of the caller's
     changes. Meanwhile no other thread may train the model itself.
+
+    All that a model costs that runs as plain torch: 20 us on a net of three layers, whose forward
+    takes 85. Hence a class, where a generator would be shorter.
     """
-    modules = [module for module in model.modules() if module._parameters or module._buffers]
-    taken = []
-    try:
+
+    def __init__(self, model: nn.Module, lend: Lend = alias) -> None:
+        self.model, self.lend = model, lend
+        self.taken: list[nn.Module] = []
+
+    def __enter__(self) -> None:
+        try:
+            with _loans.lock:
+                for module in modules_of(self.model):
+                    if module._parameters or (module._buffers and module.training):
+                        _loans.take(module, self.lend)
+                        self.taken.append(module)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
         with _loans.lock:
-            for module in modules:
-                _loans.take(module, lend)
-                taken.append(module)
-        yield
-    finally:
-        with _loans.lock:
-            for module in taken:
+            for module in self.taken:
                 _loans.give_back(module)
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Each of its modules once; `modules()` nests a generator a level, in three times the time."""
+    found, seen = [model], {model}
+    for module in found:  # it grows meanwhile
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
 
 
 class _Quiet:

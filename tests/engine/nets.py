@@ -99,41 +99,6 @@ class ViT(nn.Module):
         return self.fc(self.layers(tokens).mean(1))
 
 
-class Square(torch.autograd.Function):
-    """An op that no compiler has heard of."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x)
-        return torch.from_numpy(x.detach().numpy() ** 2).to(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        (x,) = ctx.saved_tensors
-        return 2 * x * grad
-
-
-class Unruly(nn.Module):
-    """Branches on its data, an op of its own, dilation, groups, and convolutions in a loop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=2)
-        self.conv3 = nn.Conv2d(16, 16, 3, padding=0)
-        self.up = nn.ConvTranspose2d(16, 8, 3, stride=2)
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.conv1(x))
-        if float(y.detach().sum()) > 1e9:
-            return self.fc(y.mean((2, 3))[:, :8])
-        y = Square.apply(torch.tanh(self.conv2(y)))  # type: ignore[no-untyped-call]
-        for _ in range(2):
-            y = F.relu(self.conv3(y))
-        return self.fc(F.silu(self.up(y)).mean((2, 3)))
-
-
 class MnistNet(nn.Module):
     """LeNet's shape with 3x3 convolutions: one channel, whose memory format is ambiguous."""
 

@@ -1,7 +1,7 @@
 """fa.compile on many architectures: per-sample input gradients against float64's.
 
-What is checked stands in flips.py. Every net goes through the compiler, those too that fa.compile
-would leave to plain torch.
+What is checked stands in bench/flips.py. Every net goes through the compiler, those too that
+fa.compile would leave to plain torch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from flips import assert_float64s, gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fastadv as fa
+from bench import architectures
+from bench.flips import assert_float64s, gradient
 from fastadv.engine import Compiled
 
 
@@ -44,13 +45,13 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
     # a quarter of -10's width, whose packed weights alone are over a GiB
     "wide_resnet_28_4": (with_norms(lambda: zoo.WideResNet(4, 4), 16), 3, (3, 16, 16)),
     "vgg16_bn": (with_norms(lambda: nets.vgg16_bn(64), 32), 3, (3, 32, 32)),
-    "densenet": (with_norms(lambda: zoo.densenet(12, 3), 16), 6, (3, 16, 16)),
-    "mobilenet": (with_norms(zoo.mobilenet, 16), 6, (3, 16, 16)),
+    "densenet": (with_norms(lambda: architectures.densenet(12, 3), 16), 6, (3, 16, 16)),
+    "mobilenet": (with_norms(architectures.mobilenet, 16), 6, (3, 16, 16)),
     "lenet": (zoo.lenet, 6, (1, 28, 28)),
     "vit": (nets.ViT, 6, (3, 32, 32)),
     "vit_with_stem": (lambda: nets.ViT(stem=True), 6, (3, 32, 32)),
-    "convnext": (zoo.ConvNeXt, 6, (3, 16, 16)),
-    "unruly": (nets.Unruly, 6, (3, 16, 16)),
+    "convnext": (architectures.ConvNeXt, 6, (3, 16, 16)),
+    "unruly": (architectures.Unruly, 6, (3, 16, 16)),
     "tied": (with_norms(zoo.Tied, 16), 6, (3, 16, 16)),
     "parts": (zoo.Parts, 6, (3, 16, 16)),
     **{name: (with_norms(build, 12), 6, (3, 12, 12)) for name, build in zoo.LAYERS.items()},

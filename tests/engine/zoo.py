@@ -30,90 +30,11 @@ class WideResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-class DenseLayer(nn.Module):
-    def __init__(self, channels: int, growth: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, 4 * growth, 1)
-        self.norm2, self.conv2 = nn.BatchNorm2d(4 * growth), nn.Conv2d(4 * growth, growth, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
-        return torch.cat([x, y], 1)
-
-
-def densenet(growth: int = 12, depth: int = 4) -> nn.Module:
-    """1608.06993's DenseNet-BC: three blocks."""
-    channels = 2 * growth
-    layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
-    for block in range(3):
-        for _ in range(depth):
-            layers.append(DenseLayer(channels, growth))
-            channels += growth
-        layers += [nn.BatchNorm2d(channels), nn.ReLU()]
-        if block < 2:
-            layers += [nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
-            channels //= 2
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
-
-
-def _conv_norm(i: int, o: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(i, o, size, stride, size // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(o)]
-
-
-class Inverted(nn.Module):
-    """1801.04381's block: 1x1, depthwise 3x3, 1x1, without a ReLU at its end."""
-
-    def __init__(self, channels: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        wide = 4 * channels
-        self.layers = nn.Sequential(
-            *_conv_norm(channels, wide, 1), nn.ReLU6(inplace=True),
-            *_conv_norm(wide, wide, 3, stride, wide), nn.ReLU6(inplace=True),
-            *_conv_norm(wide, outputs, 1),
-        )  # fmt: skip
-        self.skips = stride == 1 and channels == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.skips else self.layers(x)
-
-
-def mobilenet(width: int = 16) -> nn.Module:
-    blocks = [Inverted(width, width, 1), Inverted(width, 2 * width, 2)]
-    blocks += [Inverted(2 * width, 2 * width, 1), Inverted(2 * width, 4 * width, 2)]
-    stem = [*_conv_norm(3, width, 3), nn.ReLU6()]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)]
-    return nn.Sequential(*stem, *blocks, *head)
-
-
 def lenet() -> nn.Module:
     """Madry et al.'s MNIST net, 1706.06083: convolutions of 5x5."""
     first = [nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     second = [nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     return nn.Sequential(*first, *second, nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10))
-
-
-class ConvNeXt(nn.Module):
-    """2201.03545: a stem, and blocks of a depthwise 7x7, LayerNorm and two linears."""
-
-    def __init__(self, width: int = 32, depth: int = 2) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, width, 2, 2))
-        self.mixers = nn.ModuleList(
-            [nn.Conv2d(width, width, 7, padding=3, groups=width) for _ in range(depth)]
-        )
-        self.mlps = nn.ModuleList([
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(),
-                          nn.Linear(4 * width, width)) for _ in range(depth)
-        ])  # fmt: skip
-        self.scale = nn.Parameter(torch.full((width,), 0.5))
-        self.fc = nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for mixer, mlp in zip(self.mixers, self.mlps, strict=True):
-            x = x + (self.scale * mlp(mixer(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return self.fc(x.mean((2, 3)))
 
 
 class Head(nn.Module):

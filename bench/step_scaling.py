@@ -23,7 +23,7 @@ YARDSTICK = "none"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `scaling`."""
+    """The options of `step_scaling`."""
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 1, 3])
@@ -65,7 +65,7 @@ def _point(
         torch.set_num_threads(before)
     weights = sum(p.numel() * p.element_size() for p in nets.plain.parameters())
     fixed: dict[str, str | int] = {
-        "benchmark": "scaling", "shape": "x".join(map(str, x.shape)), "dtype": "float32",
+        "benchmark": "step_scaling", "shape": "x".join(map(str, x.shape)), "dtype": "float32",
         "norm": f"linf, ResNet of {8 * depth + 2} layers, {steps} steps", "threads": threads,
         "working_set": machine.fits(weights),
     }  # fmt: skip
