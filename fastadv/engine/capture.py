@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import RLock, local
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fastadv.engine import inductor, worth
+from fastadv.engine import inductor, variants, worth
 from fastadv.engine.copies import Copies
 from fastadv.engine.dense import Layers
 from fastadv.engine.dense_plan import Climb, Plans
@@ -28,6 +29,7 @@ from fastadv.engine.loans import Lend, alias, detached
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
 from fastadv.engine.tracing import fresh_run, limits
+from fastadv.engine.variants import Key, key_of, without_layout
 from fastadv.engine.weights import Weights
 from fastadv.model import Pull, Steady
 from fastadv.ops import backend
@@ -36,10 +38,6 @@ if TYPE_CHECKING:
     from fastadv.attack import Attack
     from fastadv.engine.backend import Compiler
     from fastadv.problem import Problem
-
-_ANY = 1 << 40
-_BATCHES = ((1, 1), (2, 15), (16, _ANY))  # one compile each
-Key = tuple[Hashable, ...]
 
 
 class Compiled(Steady):
@@ -70,7 +68,8 @@ class Compiled(Steady):
         self._sure: dict[Hashable, bool] = {}  # whether a variant's guards held in this attack
         self._agreed: dict[Hashable, bool] = {}  # whether a variant's halves are the model
         self._mine = local()  # how often this thread is inside `held`
-        self._plain: set[Hashable] = set()  # the variants that save less than a call costs
+        # The variants that save less than a call costs, and from which batch on they do not.
+        self._plain: dict[Hashable, float] = {}
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
@@ -149,7 +148,7 @@ class Compiled(Steady):
         if not self._held or not usable or has_hooks(self) or autocasts():
             return None
         with self._lock, torch.no_grad():
-            key = _without_layout(self._key(x, len(x) * rows, (True, True, False)))
+            key = without_layout(self._key(x, len(x) * rows, (True, True, False)))
             if key not in self._sure and probe:
                 self._sure[key] = False
                 self._with_gradient(x.repeat_interleave(rows, 0))
@@ -206,7 +205,7 @@ class Compiled(Steady):
             return not len(x) or inductor.why_plain() is not None
         if self._bypass or x.device.type != "cpu":
             return True
-        if not self._plain or (key := _without_layout(self._key(x))) not in self._plain:
+        if not self._plain or len(x) >= self._plain.get(key := without_layout(self._key(x)), 0):
             return False
         # In an attack the calls that cost more are made once, and its other steps go without.
         return not self._held or self._compilers[key].halves is None
@@ -224,7 +223,7 @@ class Compiled(Steady):
         if variant is not None:
             with limits(self._reshaped):
                 y = variant(self.module, self._given(x))
-            self._sure[_without_layout(key)] = True
+            self._sure[without_layout(key)] = True
             return y
         try:
             return self._compile(key, x)
@@ -242,14 +241,7 @@ class Compiled(Steady):
     def _key(
         self, x: Tensor, size: int | None = None, grad: tuple[bool, bool, bool] | None = None
     ) -> Key:
-        """What a graph depends on; of the batch's size only which of _BATCHES it is in."""
-        size = len(x) if size is None else size
-        number = size if self._static_batch else _batch_class(size)
-        modes = tuple(module.training for module in self.module.modules())
-        cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        if grad is None:
-            grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
-        return x.stride()[1:], number, tuple(x.shape[1:]), x.dtype, x.device, modes, cast, grad
+        return key_of(self.module, x, self._static_batch, size, grad)
 
     def _given(self, x: Tensor) -> Tensor:
         return self._marked(x.permute(0, 2, 3, 1) if self._takes_rows(x) else x)
@@ -258,14 +250,7 @@ class Compiled(Steady):
         return is_gray(x) and not inductor.serves(x) and not self._contiguous
 
     def _marked(self, x: Tensor) -> Tensor:
-        """x, of which only the batch's size may differ in a variant."""
-        x = torch.ops.aten.alias(x)  # a view gives one sample strides that are not channels last
-        least, most = _BATCHES[_batch_class(len(x))]
-        if inductor.serves(x):
-            return x  # inductor compiles the first size by itself, and a second one for any
-        if not self._static_batch and most != 1 and x.dim():
-            torch._dynamo.mark_dynamic(x, 0, min=least, max=most)
-        return x
+        return variants.marked(x, self._static_batch)
 
     def _compile(self, key: Key, x: Tensor) -> Any:
         compiler, cast = self._compiler(x), inductor.serves(x) and self._copies.bfloat16
@@ -277,33 +262,36 @@ class Compiled(Steady):
             self._reshaped, self._contiguous = False, True
             return self._run(x.contiguous())
         self._variants[key] = variant
-        self._compilers[_without_layout(key)] = compiler
-        self._sure[_without_layout(key)] = True
-        name = self._name(x, compiler.graphs)
-        cost = worth.GRAPH * compiler.graphs + worth.LAYER * len(compiler.rows)
-        if (saved := compiler.saving) < cost:
-            self._plain.add(_without_layout(key))
-            name += f", runs as plain torch: saves {saved:.1e} s, and a call costs {cost:.1e} s"
-        self._graphs[name] = tuple(compiler.rows)
+        self._compilers[without_layout(key)] = compiler
+        self._sure[without_layout(key)] = True
+        name = variants.name_of(self, x, self._static_batch, compiler.graphs)
+        self._graphs[name + self._judge(key, x, compiler)] = tuple(compiler.rows)
         if self._print:
             print(self.report())
         return y
+
+    def _judge(self, key: Key, x: Tensor, compiler: Compiler | inductor.Inductor) -> str:
+        """Notes from which batch on a variant is worth its calls, and says so where not from the
+        first."""
+        if isinstance(compiler, inductor.Inductor):  # whose calls cost less than what it fuses
+            return ""
+        given = compiler.calls, compiler.graphs, len(compiler.rows)
+        sizes = variants.sizes(len(x), self._static_batch)
+        if (least := worth.least_batch(*given, sizes)) == sizes[0]:
+            return ""
+        self._plain[without_layout(key)] = math.inf if least is None else least
+        saved, cost = worth.saving(compiler.calls, sizes[-1]), worth.cost(*given[1:])
+        where = "" if least is None else f" below a batch of {least}"
+        of = f" of a batch of {sizes[-1]}" if sizes[-1] > 1 else ""
+        return f", runs as plain torch{where}: saves {saved:.1e} s{of}, costs {cost:.1e} s"
 
     def _compiler(self, x: Tensor) -> Compiler | inductor.Inductor:
         from fastadv.engine.backend import Compiler
 
         if inductor.serves(x):
             return inductor.Inductor(self._copies.bfloat16)
-        return Compiler(self._weights, backend().is_native, self._plans.bfloat16)
-
-    def _name(self, x: Tensor, graphs: int) -> str:
-        least, most = (len(x), len(x)) if self._static_batch else _BATCHES[_batch_class(len(x))]
-        upper = "any" if most == _ANY else str(most)
-        batch = f"{least}" if least == most else f"{least} to {upper}"
-        mode = "train" if self.training else "eval"
-        grad = "with" if x.requires_grad else "without"
-        shape = "x".join(str(size) for size in x.shape[1:])
-        return f"batch {batch} of {shape}, {mode} mode, {grad} gradient, {graphs} graph(s)"
+        batch = variants.usual(len(x), self._static_batch)
+        return Compiler(self._weights, backend().is_native, self._plans.bfloat16, batch)
 
     def _guarded(self, y: Any) -> Any:
         if not any(p.requires_grad for p in self.module.parameters()):
@@ -315,11 +303,3 @@ class Compiled(Steady):
             return NoGradient.apply(t, anchor) if floating else t  # type: ignore[no-untyped-call]
 
         return tree_map(guard, y)
-
-
-def _without_layout(key: Key) -> Key:
-    return key[1:]
-
-
-def _batch_class(size: int) -> int:
-    return 0 if size == 1 else 1 if size < 16 else 2
