@@ -22,7 +22,7 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """own: None where a pass of torch's is not run at all. exact: own's result in float64."""
+    """own: None where a pass of torch's is not run at all. exact: the result in float64."""
 
     own: Call | None
     plain: Call
@@ -147,15 +147,25 @@ def _pool_gradient(case: Case, bfloat16: bool) -> Pair:
 
 def _norm(case: Case, bfloat16: bool) -> Pair:
     x, numbers = _images(case, case.height).contiguous(), _statistics(case.inputs)
-    run = aten._native_batch_norm_legit_no_training
-    return Pair(None, lambda: run(x, *numbers, 0.1, 1e-5)[0], lambda: x)
+    run, exact = aten._native_batch_norm_legit_no_training, [t.double() for t in numbers]
+    return Pair(
+        None,
+        lambda: run(x, *numbers, 0.1, 1e-5)[0],
+        lambda: run(x.double(), *exact, 0.1, 1e-5)[0],
+    )
 
 
 def _norm_gradient(case: Case, bfloat16: bool) -> Pair:
-    x, (gamma, _, *statistics) = _images(case, case.height).contiguous(), _statistics(case.inputs)
-    empty, mask = x.new_empty(0), [True, False, False]
-    more = (gamma, *statistics, empty, empty, False, 1e-5, mask)
-    return Pair(None, lambda: aten.native_batch_norm_backward(x, x, *more)[0], lambda: x)
+    grad, (gamma, _, mean, variance) = _images(case, case.height), _statistics(case.inputs)
+    grad = grad.contiguous()
+    x, empty = torch.randn_like(grad), grad.new_empty(0)
+    more = (empty, empty, False, 1e-5, [True, False, False])
+    scale = (gamma.double() / (variance.double() + 1e-5).sqrt())[:, None, None]
+    return Pair(
+        None,
+        lambda: aten.native_batch_norm_backward(grad, x, gamma, mean, variance, *more)[0],
+        lambda: grad.double() * scale,
+    )
 
 
 def _layer_norm(case: Case, bfloat16: bool) -> Pair:
@@ -203,7 +213,8 @@ def _rows(case: Case, width: int) -> Tensor:
 
 
 def _weight(case: Case) -> Tensor:
-    return torch.randn(case.outputs, case.inputs) / case.inputs**0.5
+    w: Tensor = torch.randn(case.outputs, case.inputs) / case.inputs**0.5
+    return w
 
 
 def _images(case: Case, side: int) -> Tensor:

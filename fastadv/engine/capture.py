@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import RLock, local
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from fastadv.engine import inductor, variants, worth
 from fastadv.engine.copies import Copies
@@ -18,7 +16,7 @@ from fastadv.engine.dense import Layers
 from fastadv.engine.dense_plan import Climb, Plans
 from fastadv.engine.formats import (
     ChannelsLast,
-    NoGradient,
+    guarded,
     in_dtype_of,
     in_format_of,
     is_gray,
@@ -31,6 +29,7 @@ from fastadv.engine.report import Report, Row
 from fastadv.engine.tracing import fresh_run, limits
 from fastadv.engine.variants import Key, key_of, without_layout
 from fastadv.engine.weights import Weights
+from fastadv.engine.worth import Verdict
 from fastadv.model import Pull, Steady
 from fastadv.ops import backend
 
@@ -68,8 +67,7 @@ class Compiled(Steady):
         self._sure: dict[Hashable, bool] = {}  # whether a variant's guards held in this attack
         self._agreed: dict[Hashable, bool] = {}  # whether a variant's halves are the model
         self._mine = local()  # how often this thread is inside `held`
-        # The variants that save less than a call costs, and from which batch on they do not.
-        self._plain: dict[Hashable, float] = {}
+        self._verdicts: dict[Hashable, Verdict] = {}  # of the variants not worth their calls
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
@@ -152,7 +150,7 @@ class Compiled(Steady):
             if key not in self._sure and probe:
                 self._sure[key] = False
                 self._with_gradient(x.repeat_interleave(rows, 0))
-            halves = self._compilers[key].halves if self._sure.get(key) else None
+            halves = self._halves(key, len(x) * rows) if self._sure.get(key) else None
             if halves is None or not self._agree(halves, key, x, rows):
                 return None
             return halves.vjp(self.module, x, rows)
@@ -189,7 +187,7 @@ class Compiled(Steady):
             y: Any = None if inductor.serves(x) else self._plans.forward(x, self._read_graph)
             if y is None:
                 y = self._forward(x)
-        return y if x.requires_grad or not torch.is_grad_enabled() else self._guarded(y)
+        return y if x.requires_grad or not torch.is_grad_enabled() else guarded(self.module, y)
 
     def _forward(self, x: Tensor) -> Any:
         plain = self._is_plain(x)
@@ -205,10 +203,20 @@ class Compiled(Steady):
             return not len(x) or inductor.why_plain() is not None
         if self._bypass or x.device.type != "cpu":
             return True
-        if not self._plain or len(x) >= self._plain.get(key := without_layout(self._key(x)), 0):
+        if not self._verdicts:
+            return False
+        key = without_layout(self._key(x))
+        if len(x) >= self._verdicts.get(key, Verdict()).graph:
             return False
         # In an attack the calls that cost more are made once, and its other steps go without.
-        return not self._held or self._compilers[key].halves is None
+        return not self._held or self._halves(key, len(x)) is None
+
+    def _halves(self, key: Key, size: int) -> Halves | None:
+        """A variant's halves, if it is worth to call them for a batch of this size: by a plan they
+        always are."""
+        halves = self._compilers[key].halves
+        by_layer = halves is not None and halves.plans.why_not is not None
+        return None if by_layer and size < self._verdicts.get(key, Verdict()).layers else halves
 
     def _lender(self, x: Tensor) -> Lend:
         if not inductor.serves(x):
@@ -265,25 +273,16 @@ class Compiled(Steady):
         self._compilers[without_layout(key)] = compiler
         self._sure[without_layout(key)] = True
         name = variants.name_of(self, x, self._static_batch, compiler.graphs)
-        self._graphs[name + self._judge(key, x, compiler)] = tuple(compiler.rows)
+        if not isinstance(compiler, inductor.Inductor):  # whose calls cost less than what it fuses
+            given = compiler.calls, compiler.graphs, len(compiler.rows)
+            verdict = worth.verdict(*given, variants.sizes(len(x), self._static_batch))
+            if verdict.said:
+                self._verdicts[without_layout(key)] = verdict
+            name += verdict.said
+        self._graphs[name] = tuple(compiler.rows)
         if self._print:
             print(self.report())
         return y
-
-    def _judge(self, key: Key, x: Tensor, compiler: Compiler | inductor.Inductor) -> str:
-        """Notes from which batch on a variant is worth its calls, and says so where not from the
-        first."""
-        if isinstance(compiler, inductor.Inductor):  # whose calls cost less than what it fuses
-            return ""
-        given = compiler.calls, compiler.graphs, len(compiler.rows)
-        sizes = variants.sizes(len(x), self._static_batch)
-        if (least := worth.least_batch(*given, sizes)) == sizes[0]:
-            return ""
-        self._plain[without_layout(key)] = math.inf if least is None else least
-        saved, cost = worth.saving(compiler.calls, sizes[-1]), worth.cost(*given[1:])
-        where = "" if least is None else f" below a batch of {least}"
-        of = f" of a batch of {sizes[-1]}" if sizes[-1] > 1 else ""
-        return f", runs as plain torch{where}: saves {saved:.1e} s{of}, costs {cost:.1e} s"
 
     def _compiler(self, x: Tensor) -> Compiler | inductor.Inductor:
         from fastadv.engine.backend import Compiler
@@ -292,14 +291,3 @@ class Compiled(Steady):
             return inductor.Inductor(self._copies.bfloat16)
         batch = variants.usual(len(x), self._static_batch)
         return Compiler(self._weights, backend().is_native, self._plans.bfloat16, batch)
-
-    def _guarded(self, y: Any) -> Any:
-        if not any(p.requires_grad for p in self.module.parameters()):
-            return y
-        anchor = torch.empty(0, requires_grad=True)
-
-        def guard(t: Any) -> Any:
-            floating = isinstance(t, Tensor) and t.is_floating_point() and not t.requires_grad
-            return NoGradient.apply(t, anchor) if floating else t  # type: ignore[no-untyped-call]
-
-        return tree_map(guard, y)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +30,27 @@ def why_bypass(model: nn.Module, precision: str) -> str | None:
     if sum(p.numel() for p in kernels) < 512:
         return "its convolutions are too small"
     return None
+
+
+class Verdict(NamedTuple):
+    """From which batch on a variant is worth what it costs."""
+
+    graph: float = 0  # called as torch.compile's graphs are
+    layers: float = 0  # called layer by layer, without Dynamo and autograd around them
+    said: str = ""  # in the report, where the first is not each batch
+
+
+def verdict(made: Sequence[Call], graphs: int, layers: int, batches: Sequence[int]) -> Verdict:
+    """What becomes of a variant for some batches."""
+    least = [least_batch(made, count, layers, batches) for count in (graphs, 0)]
+    graph, by_layer = (math.inf if n is None else n for n in least)
+    if graph == batches[0]:
+        return Verdict()
+    most = batches[-1]
+    where = "" if least[0] is None else f" below a batch of {least[0]}"
+    saved = f"{saving(made, most):.1e} s" + (f" of a batch of {most}" if most > 1 else "")
+    said = f", runs as plain torch{where}: saves {saved}, costs {cost(graphs, layers):.1e} s"
+    return Verdict(graph, by_layer if by_layer > batches[0] else 0, said)
 
 
 def least_batch(
