@@ -224,6 +224,17 @@ void max_pool_gradient(Tensor y, Tensor x, Tensor taken, std::optional<Tensor> r
   fastadv::run_max_pool(args, true, parallel);
 }
 
+void mean(Tensor y, Tensor x, bool gradient) {
+  const Tensor &image = gradient ? y : x, &row = gradient ? x : y;
+  STD_TORCH_CHECK(image.dim() == 3, "the pixels must be (N, pixels, C)");
+  const int64_t n = image.size(0), pixels = image.size(1), channels = image.size(2);
+  check(image, gradient ? "y" : "x", ScalarType::Float, {n, pixels, channels});
+  check(row, gradient ? "x" : "y", ScalarType::Float, {n, channels});
+  fastadv::run_mean(
+      {floats(x), static_cast<float*>(y.mutable_data_ptr()), n, pixels, channels, gradient},
+      parallel);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
@@ -233,4 +244,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("fold_", TORCH_BOX(&fold));
   m.impl("max_pool_", TORCH_BOX(&max_pool));
   m.impl("max_pool_gradient_", TORCH_BOX(&max_pool_gradient));
+  m.impl("mean_", TORCH_BOX(&mean));
 }

@@ -53,6 +53,17 @@ void affine_relu(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor scale,
   fastadv::run_affine_relu(args, parallel);
 }
 
+void watch(Tensor met, Tensor x, bool infinite) {
+  const int64_t count = x.numel();
+  STD_TORCH_CHECK(met.is_cpu() && met.scalar_type() == ScalarType::Bool && met.numel() == 1,
+                  "`met` must be one bool, on the CPU");
+  STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous() && x.scalar_type() == ScalarType::Float,
+                  "`x` must be contiguous, of float32, on the CPU");
+  const fastadv::WatchArgs args{floats(x), static_cast<uint8_t*>(met.mutable_data_ptr()), count,
+                                infinite};
+  fastadv::run_watch(args, parallel);
+}
+
 int64_t fingerprint(Tensor x) {
   STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous(), "`x` must be contiguous, on the CPU");
   const int64_t bytes = x.numel() * x.element_size();
@@ -64,5 +75,6 @@ int64_t fingerprint(Tensor x) {
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("relu_", TORCH_BOX(&relu));
   m.impl("affine_relu_", TORCH_BOX(&affine_relu));
+  m.impl("watch_", TORCH_BOX(&watch));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
 }

@@ -1,5 +1,6 @@
-// Plans for fastadv/engine/plan.py, which calls these by ctypes: a plan is no tensor, and a call of
-// torch's dispatcher takes as long as four of them. What runs was checked when it was noted.
+// Plans for fastadv/engine/noting.py, which calls these by ctypes: a plan is no tensor, and a call
+// of torch's dispatcher takes as long as four of them. ctypes lets other threads of Python run
+// meanwhile. What runs was checked when it was noted.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/plan.h"
@@ -41,6 +42,7 @@ FASTADV_EXPORT int fastadv_plan_copy(const fastadv::CopyArgs* args) {
 FASTADV_EXPORT void fastadv_plan_move(void* plan, const fastadv::Move* moves, int64_t count) {
   fastadv::move(*static_cast<fastadv::Plan*>(plan), moves, count);
 }
-FASTADV_EXPORT int fastadv_plan_run(void* plan) {
-  return guarded([&] { fastadv::run(*static_cast<const fastadv::Plan*>(plan), parallel); });
+FASTADV_EXPORT int fastadv_plan_run(const fastadv::Plan* const* plans, int64_t count,
+                                    int64_t times) {
+  return guarded([&] { fastadv::run(plans, count, times, parallel); });
 }

@@ -133,7 +133,8 @@ def _rule(ball: Ball, steepest: bool, top: float) -> tuple[bool | float, ...]:
     return (steepest, top) if ball.order == "l1" else (steepest,)
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
+    """Whether the kernels take x as it stands in memory."""
     return (
         x.is_contiguous()
         or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
@@ -181,7 +182,7 @@ def step_(
     if x_adv.numel() == 0:
         return x_adv
     op = getattr(torch.ops.fastadv, f"step_{ball.order}_")
-    point = x_adv if _is_dense(x_adv) else x_adv.contiguous()
+    point = x_adv if is_dense(x_adv) else x_adv.contiguous()
     op(point, _in_format_of(point, grad), _in_format_of(point, x), step, r, bounds, *rule)
     return x_adv if point is x_adv else x_adv.copy_(point)
 
@@ -265,7 +266,7 @@ def digest(x: Tensor) -> Tensor:
 
     It is taken in the order of memory: compare digests of tensors of one memory format.
     """
-    return torch.ops.fastadv.digest(_checks.data(x, "x") if _is_dense(x) else x.contiguous())  # type: ignore[no-any-return]
+    return torch.ops.fastadv.digest(_checks.data(x, "x") if is_dense(x) else x.contiguous())  # type: ignore[no-any-return]
 
 
 def uniform(x: Tensor, seed: int, offset: int = 0, stream: int = 0) -> Tensor:

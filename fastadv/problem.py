@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastadv import _checks
 from fastadv.balls import Ball
-from fastadv.model import Model, vjp
+from fastadv.model import Model, Pull, vjp
 from fastadv.objectives import Objective
 
 
@@ -40,12 +40,15 @@ class Problem:
     checked: bool = False
     signs_serve: bool = False  # of the gradient only signs are taken: an infinite one has one
 
-    def gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(
+        self, x_adv: Tensor, pulled: tuple[Tensor, Pull] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss (N,), its gradient (N, *shape), fooled (N,)) at x_adv: one forward, one backward.
 
-        Only the input's gradient is asked for: no parameter gets one.
+        Only the input's gradient is asked for: no parameter gets one. pulled: the model's vjp
+        there, where it was taken.
         """
-        pulled = vjp(self.model, x_adv)
+        pulled = vjp(self.model, x_adv) if pulled is None else pulled
         if pulled is not None:
             loss, logits_grad, fooled = self._head(pulled[0])
             grad = pulled[1](logits_grad)
@@ -103,6 +106,15 @@ class Problem:
             )
         self.y, self.target = self.objective.prepare(logits, self.y, self.target)
         self.checked = True
+
+    def labels(self) -> tuple[Tensor, Tensor | None, bool]:
+        """(y, target, targeted) as the fused heads take them: of a targeted form that plays without
+        y, the target is the label."""
+        y, target = self.y, self.target
+        if target is not None and not self.objective.targeted_needs_y:
+            y, target = target, None
+        assert y is not None
+        return y, target, self.target is not None
 
     def _head(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = logits.detach()

@@ -29,6 +29,8 @@ void norm(const NormArgs&, int64_t begin, int64_t end);
 void max_pool(const PoolArgs&, int64_t begin, int64_t end);
 void max_pool_gradient(const PoolArgs&, int64_t begin, int64_t end);
 void relu(const ReluArgs&, int64_t begin, int64_t end);
+void mean(const MeanArgs&, int64_t begin, int64_t end);
+void watch(const WatchArgs&, int64_t begin, int64_t end);
 void affine_relu(const AffineReluArgs&, int64_t begin, int64_t end);
 void fingerprint(const FingerprintArgs&, int64_t begin, int64_t end);
 void dense_pgd(const DensePgdArgs&, int64_t begin, int64_t end);

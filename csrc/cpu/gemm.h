@@ -19,6 +19,10 @@ constexpr int kRows = 6, kAtOnce = 1;  // 12 of 16
 constexpr int kRows = 2, kAtOnce = 1;  // 8 of 16
 #endif
 
+// Steps of the depth that are summed in a row. A sum's rounding grows with the square root of the
+// terms in a row: with 512 channels in one row twice as much was rounded as in four.
+constexpr int64_t kSummed = 128;
+
 // How numbers are multiplied: float32, or pairs of bfloat16 in the place of one, summed in float32.
 struct Singles {
   static constexpr int kPerStep = 1;  // numbers of a that one step of the depth multiplies
@@ -83,18 +87,12 @@ FASTADV_FN int64_t column_of(const Product& p, int q) {
   return q / kPanelVectors * p.group + q % kPanelVectors * kLanes<float>;
 }
 
+// Steps `begin` to `end` of the depth, added to c or, where it holds nothing yet, in its place.
 template <class Products, int R, int P>
-FASTADV_FN void multiply_block(const Product& p) {
+FASTADV_FN void multiply_steps(const Product& p, int64_t begin, int64_t end, bool add) {
   constexpr int Q = P * kPanelVectors;
   Floats sum[R][Q] = {};
-  if (p.add) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) sum[r][q] = load(p.c + r * p.c_row + column_of(p, q));
-    }
-  }
-  for (int64_t d = 0; d < p.depth; ++d) {
+  for (int64_t d = begin; d < end; ++d) {
     const float* const row = p.a + d / kPanel * p.group + d % kPanel;
     Floats b[Q];
 #pragma GCC unroll 4
@@ -116,8 +114,17 @@ FASTADV_FN void multiply_block(const Product& p) {
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
-      store(p.c + r * p.c_row + column_of(p, q), bit_cast<Ints>(sum[r][q]));
+      float* const c = p.c + r * p.c_row + column_of(p, q);
+      store(c, bit_cast<Ints>(add ? sum[r][q] + load(c) : sum[r][q]));
     }
+  }
+}
+
+template <class Products, int R, int P>
+FASTADV_FN void multiply_block(const Product& p) {
+  for (int64_t d = 0; d < p.depth; d += kSummed) {
+    const int64_t end = d + kSummed < p.depth ? d + kSummed : p.depth;
+    multiply_steps<Products, R, P>(p, d, end, d > 0 || p.add);
   }
 }
 

@@ -163,6 +163,22 @@ struct ReluArgs {
 };
 using ReluKernel = void (*)(const ReluArgs&, int64_t begin, int64_t end);  // pixels
 
+struct MeanArgs {
+  const float* x;
+  float* y;
+  int64_t samples, pixels, channels;
+  bool gradient;  // x is (samples, channels) and y (samples, pixels, channels), not the other way
+};
+using MeanKernel = void (*)(const MeanArgs&, int64_t begin, int64_t end);  // samples
+
+struct WatchArgs {
+  const float* x;
+  uint8_t* met;  // one, set where a number is NaN
+  int64_t count;
+  bool infinite;  // or infinite
+};
+using WatchKernel = void (*)(const WatchArgs&, int64_t begin, int64_t end);  // elements
+
 // y = relu(x * scale + shift) with its signs; or y = x * scale where `mask` has a bit, + residual.
 struct AffineReluArgs {
   const float* x;         // pixels * channels
@@ -255,6 +271,8 @@ struct Kernels {
   PoolKernel max_pool;
   PoolKernel max_pool_gradient;
   ReluKernel relu;
+  MeanKernel mean;
+  WatchKernel watch;
   AffineReluKernel affine_relu;
   FingerprintKernel fingerprint;
   DensePgdKernel dense_pgd;

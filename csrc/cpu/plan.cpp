@@ -10,7 +10,9 @@ namespace {
 // Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
 static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 208 && sizeof(PoolArgs) == 152 &&
                   sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72 &&
-                  sizeof(LinearArgs) == 88,
+                  sizeof(LinearArgs) == 88 && sizeof(AttentionArgs) == 312 &&
+                  sizeof(NormArgs) == 80 && sizeof(StepArgs) == 120 && sizeof(HeadArgs) == 72 &&
+                  sizeof(MeanArgs) == 48 && sizeof(WatchArgs) == 32,
               "does each() name all pointers?");
 template <class F>
 void each(CopyArgs& a, F f) {
@@ -44,6 +46,34 @@ template <class F>
 void each(LinearArgs& a, F f) {
   f(a.x), f(a.weights), f(a.bias), f(a.residual), f(a.slopes), f(a.y);
 }
+template <class F>
+void each(AttentionArgs& a, F f) {
+  for (HeadRows* rows : {&a.q, &a.k, &a.v, &a.o, &a.grad, &a.dq, &a.dk, &a.dv}) f(rows->data);
+  f(a.p);
+}
+template <class F>
+void each(NormArgs& a, F f) {
+  f(a.x), f(a.grad), f(a.gamma), f(a.beta), f(a.residual), f(a.kept), f(a.y);
+}
+template <class F>
+void each(MeanArgs& a, F f) {
+  f(a.x), f(a.y);
+}
+template <class F>
+void each(Step& step, F f) {
+  StepArgs& a = step.args;
+  f(a.x_adv), f(a.grad), f(a.x), f(a.step_size.data), f(a.radius.data);
+  f(a.box.lower), f(a.box.upper);
+}
+template <class F>
+void each(Loss& loss, F f) {
+  HeadArgs& a = loss.args;
+  f(a.logits), f(a.y), f(a.target), f(a.loss), f(a.grad), f(a.prediction);
+}
+template <class F>
+void each(WatchArgs& a, F f) {
+  f(a.x), f(a.met);
+}
 
 struct Runner {
   ParallelFor parallel;
@@ -55,6 +85,12 @@ struct Runner {
   void operator()(const ReluArgs& a) const { run_relu(a, parallel); }
   void operator()(const AffineReluArgs& a) const { run_affine_relu(a, parallel); }
   void operator()(const LinearArgs& a) const { run_linear(a, parallel); }
+  void operator()(const AttentionArgs& a) const { run_attention(a, parallel); }
+  void operator()(const NormArgs& a) const { run_norm(a, parallel); }
+  void operator()(const MeanArgs& a) const { run_mean(a, parallel); }
+  void operator()(const Step& s) const { run_step(s.norm, s.dtype, s.args, parallel); }
+  void operator()(const Loss& l) const { run_head(l.head, l.dtype, l.args, parallel); }
+  void operator()(const WatchArgs& a) const { run_watch(a, parallel); }
 };
 
 template <class T>
@@ -87,12 +123,20 @@ void run_copy(const CopyArgs& args, ParallelFor parallel) {
   if (lines * line == 0) return;
   const auto body = [](int64_t begin, int64_t end, void* context) {
     const CopyArgs& a = *static_cast<const CopyArgs*>(context);
+    int64_t at[kCopyDims];  // of the line: a division each would take as long as a short line
+    const char* from = static_cast<const char*>(a.from);
+    for (int64_t d = 1, left = begin; d < kCopyDims; left /= a.sizes[d], ++d) {
+      at[d] = left % a.sizes[d];
+      from += at[d] * a.strides[d];
+    }
     for (int64_t i = begin; i < end; ++i) {
-      const char* from = static_cast<const char*>(a.from);
-      for (int64_t d = 1, left = i; d < kCopyDims; left /= a.sizes[d], ++d) {
-        from += left % a.sizes[d] * a.strides[d];
-      }
       copy_line(a, from, static_cast<char*>(a.to) + i * a.sizes[0] * a.bytes);
+      for (int64_t d = 1; d < kCopyDims; ++d) {
+        from += a.strides[d];
+        if (++at[d] < a.sizes[d]) break;
+        from -= at[d] * a.strides[d];
+        at[d] = 0;
+      }
     }
   };
   constexpr int64_t kGrainBytes = 1 << 17;
@@ -114,8 +158,10 @@ void move(Plan& plan, const Move* moves, int64_t count) {
   }
 }
 
-void run(const Plan& plan, ParallelFor parallel) {
-  for (const Call& call : plan.calls) std::visit(Runner{parallel}, call);
+void run(const Plan* const* plans, int64_t count, int64_t times, ParallelFor parallel) {
+  for (int64_t i = 0; i < times * count; ++i) {
+    for (const Call& call : plans[i % count]->calls) std::visit(Runner{parallel}, call);
+  }
 }
 
 }  // namespace fastadv

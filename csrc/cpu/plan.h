@@ -1,5 +1,5 @@
-// A plan: the calls of the engine's ops that a gradient was made of, noted once with the memory
-// that they read and wrote, and made again in one call.
+// A plan: the calls of ops that a gradient, or a step of an attack, was made of, noted once with
+// the memory that they read and wrote, and made again in one call.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,18 @@ struct Pool {
   PoolArgs args;
   bool gradient;
 };
+struct Step {
+  Norm norm;
+  DType dtype;
+  StepArgs args;
+};
+struct Loss {
+  Head head;
+  DType dtype;
+  HeadArgs args;
+};
 using Call = std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Pool, ReluArgs, AffineReluArgs,
-                          LinearArgs>;
+                          LinearArgs, AttentionArgs, NormArgs, MeanArgs, Step, Loss, WatchArgs>;
 
 struct Plan {
   std::vector<Call> calls;
@@ -42,7 +52,8 @@ struct Move {
   const char* to;
 };
 void move(Plan& plan, const Move* moves, int64_t count);
-void run(const Plan& plan, ParallelFor parallel);
+// All of them in their order, so many times.
+void run(const Plan* const* plans, int64_t count, int64_t times, ParallelFor parallel);
 
 // Where this thread's calls are noted while they run; null: nowhere.
 inline thread_local Plan* noted_in = nullptr;

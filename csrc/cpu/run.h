@@ -25,6 +25,8 @@ void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel);
 void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel);
 void run_affine_relu(const AffineReluArgs& args, ParallelFor parallel);
 void run_relu(const ReluArgs& args, ParallelFor parallel);
+void run_mean(const MeanArgs& args, ParallelFor parallel);
+void run_watch(const WatchArgs& args, ParallelFor parallel);
 void run_dense_pgd(const DensePgdArgs& args, ParallelFor parallel);
 void run_dense_pass(const DensePassArgs& args, ParallelFor parallel);
 // A hash of the bytes, which neither the threads nor the ISA change.

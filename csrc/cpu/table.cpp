@@ -39,6 +39,8 @@ const Kernels& table() {
       .max_pool = max_pool,
       .max_pool_gradient = max_pool_gradient,
       .relu = relu,
+      .mean = mean,
+      .watch = watch,
       .affine_relu = affine_relu,
       .fingerprint = fingerprint,
       .dense_pgd = dense_pgd,

@@ -209,6 +209,22 @@ def max_pool_gradient(
     return _images(y)
 
 
+def mean(x: Tensor, keeps: bool) -> Tensor:  # (N, C, H, W) -> (N, C), or (N, C, 1, 1)
+    """The mean over all pixels."""
+    rows = _rows(x).flatten(1, 2)
+    y = pool.empty((rows.shape[0], rows.shape[2]), torch.float32)
+    _ops.mean_(y, rows, False)
+    return y[:, :, None, None] if keeps else y
+
+
+def mean_gradient(grad: Tensor, size: tuple[int, int]) -> Tensor:  # (N, C, 1, 1) -> (N, C, *size)
+    """The gradient of mean by its input."""
+    rows = grad.flatten(1).contiguous()
+    y = pool.empty((rows.shape[0], *size, rows.shape[1]), torch.float32)
+    _ops.mean_(y.flatten(1, 2), rows, True)
+    return _images(y)
+
+
 def rectify(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """(relu(x + residual), its signs)."""
     rows = _rows(x)

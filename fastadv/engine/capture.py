@@ -24,6 +24,7 @@ from fastadv.engine.formats import (
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
 from fastadv.engine.loans import Lend, alias, detached
+from fastadv.engine.loop import Loops
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
 from fastadv.engine.tracing import fresh_run, limits
@@ -72,6 +73,7 @@ class Compiled(Steady):
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
         self._replays = Replays(module, self._copies, graph, self._lock)
+        self._loops = Loops()
         self._static_batch = False
         self._reshaped = False  # whether views of the model's own need another layout,
         self._contiguous = False  # and whether it writes on them: then images stay as they are
@@ -91,7 +93,7 @@ class Compiled(Steady):
         notes = [f"runs as plain torch: {plain}"] if plain else []
         if not self._graphs and not plain:
             notes.append("nothing is compiled before the first forward")
-        notes += self._plans.notes + (self._replays.notes if on_device else [])
+        notes += self._plans.notes + (self._replays if on_device else self._loops).notes
         halves = [c.halves for c in self._compilers.values() if c.halves is not None]
         notes += [line for one in halves for line in one.plans.report()]
         if self._static_batch:
@@ -103,13 +105,15 @@ class Compiled(Steady):
         return Report(dict(self._graphs), tuple(notes))
 
     def attack_plan(self, attack: Attack, problem: Problem) -> Climb | None:
-        """All steps of an attack, from x_adv to its last iterate: as one call, or as replays of a
-        captured step; None: there is no plan, and the attack goes step by step. `report()` says
+        """All steps of an attack, from x_adv to its last iterate: as one call, as replays of a
+        captured step, or as a noted step again and again; None: there is no plan, and the attack goes step by step. `report()` says
         why."""
         with self._lock:
             plan = self._plans.attack(attack, problem, self._read_graph)
             if plan is None and inductor.serves(problem.x):
                 plan = self._replays.plan(attack, problem)
+            elif plan is None and not (self._plans.found or self._bypass):
+                plan = self._loops.plan(attack, problem)
             return plan
 
     @contextmanager

@@ -233,10 +233,7 @@ def climb(stack: Stack, attack: Attack, problem: Problem, x_adv: Tensor) -> Tens
     assert isinstance(attack.rule, Steepest)
     x, rule, objective = problem.x, attack.rule, problem.objective
     problem.prepare(x.new_zeros(len(x), stack[3][-1]))
-    labels, target = problem.y, problem.target
-    targeted = target is not None
-    if targeted and not objective.targeted_needs_y:
-        labels, target = target, None
+    labels, target, targeted = problem.labels()
     x_adv, seen = x_adv.contiguous(), x.new_zeros(len(x))
     for size, run in groupby(rule.size(k) for k in range(attack.steps)):
         torch.ops.fastadv.dense_pgd_(

@@ -20,8 +20,9 @@ from fastadv.engine.pool import Pool, pool
 _NOTED = {
     f"fastadv::{name}_"
     for name in ("winograd", "direct", "fold", "max_pool", "max_pool_gradient", "relu",
-                 "affine_relu", "linear")
-}  # fmt: skip
+                 "affine_relu", "linear", "attention", "attention_gradient", "norm",
+                 "norm_gradient", "mean", "step_linf", "step_l2", "step_l1", "watch")
+} | {"fastadv::head"}  # fmt: skip
 _ALLOCATES = ("aten::empty", "aten::new_empty", "aten::set_")  # as pool.py and calls.py do
 _DIMS = 6
 _LARGEST = 1 << 18  # bytes of a result of ATen's: to copy more takes as long as Python's layer
@@ -43,8 +44,10 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_build_info.read().path("_C")))
     library.fastadv_plan_new.restype = ctypes.c_void_p
     library.fastadv_plan_size.restype = ctypes.c_int64
-    for name in ("delete", "note", "size", "run"):
+    for name in ("delete", "note", "size"):
         getattr(library, f"fastadv_plan_{name}").argtypes = (ctypes.c_void_p,)
+    many = ctypes.POINTER(ctypes.c_void_p)
+    library.fastadv_plan_run.argtypes = (many, ctypes.c_int64, ctypes.c_int64)
     library.fastadv_plan_move.argtypes = (ctypes.c_void_p, ctypes.POINTER(Move), ctypes.c_int64)
     library.fastadv_plan_copy.argtypes = (ctypes.POINTER(_Copy),)
     return library
@@ -52,11 +55,12 @@ def _library() -> ctypes.CDLL:
 
 class Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees what a graph does: kernels of ours note themselves, copies and ATen's ops are noted
-    here, views do nothing. `refused`: the first op of those that no plan can do again."""
+    here, views do nothing. `refused`: the first op of those that no plan can do again.
+    keeps: whether the calls hold on to what they were given, for which no arena cares."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, keeps: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls = calls
+        self.calls, self.keeps = calls, keeps
         self.refused: str | None = None
 
     def __torch_dispatch__(
@@ -67,8 +71,12 @@ class Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
             copied = _copied(args[0], kwargs.get("memory_format"))
             if copied is not None:
                 return copied
+        if name == "aten::copy_" and _copy(*args[:2]):
+            return args[0]
         out = func(*args, **kwargs)
         if name in _NOTED or name in _ALLOCATES:
+            if self.keeps:
+                self.calls.kept.append((args, out))
             return out
         mutable = func._schema.is_mutable
         if mutable or not _is_view(out, args):
@@ -114,16 +122,45 @@ def _copied(x: Tensor, memory_format: torch.memory_format | None) -> Tensor | No
     if memory_format is torch.channels_last:
         rows = _copied(x.permute(0, 2, 3, 1), torch.contiguous_format)
         return None if rows is None else rows.permute(0, 3, 1, 2)
-    size, rest = x.element_size(), _DIMS - x.dim()
-    same = not x.is_conj() and not x.is_neg()  # else the bytes are not the numbers
-    if memory_format is not torch.contiguous_format or rest < 0 or size > 8 or not same:
+    if memory_format is not torch.contiguous_format or not _is_copied(x):
         return None
     y = pool.empty(tuple(x.shape), x.dtype)
-    sizes = (*reversed(x.shape), *[1] * rest)
-    strides = (*(size * s for s in reversed(x.stride())), *[0] * rest)
-    fields = (ctypes.c_int64 * _DIMS)(*sizes), (ctypes.c_int64 * _DIMS)(*strides)
+    return y if _copy(y, x) else None
+
+
+def _is_copied(x: Tensor) -> bool:
+    same = not x.is_conj() and not x.is_neg()  # else the bytes are not the numbers
+    return x.dim() <= _DIMS and x.element_size() <= 8 and same
+
+
+def _copy(y: Tensor, x: Tensor) -> bool:
+    """y <- x, noted; False where the kernel does not serve."""
+    order = sorted(range(y.dim()), key=lambda d: -y.stride(d))
+    to, from_ = y.permute(order), x.permute(order) if x.shape == y.shape else x
+    if from_.shape != to.shape or x.dtype != y.dtype or not to.is_contiguous():
+        return False
+    if not _is_copied(x) or not _is_copied(y):
+        return False
+    lines = _lines(from_)
+    sizes, strides = (zip(*lines, strict=True)) if lines else ((), ())
+    rest, numbers = _DIMS - len(lines), ctypes.c_int64 * _DIMS
+    fields = numbers(*sizes, *[1] * rest), numbers(*strides, *[0] * rest)
+    size = x.element_size()
     _check(_library().fastadv_plan_copy(_Copy(x.data_ptr(), y.data_ptr(), *fields, size)))
-    return y
+    return True
+
+
+def _lines(x: Tensor) -> list[tuple[int, int]]:
+    """Size and stride in bytes of each dimension, the last one first; those that follow on one
+    another in memory are one."""
+    lines: list[tuple[int, int]] = []
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        stride *= x.element_size()
+        if lines and stride == lines[-1][0] * lines[-1][1]:
+            lines[-1] = lines[-1][0] * size, lines[-1][1]
+        elif size != 1:
+            lines.append((size, stride))
+    return lines
 
 
 def _check(failed: int) -> None:
@@ -136,21 +173,27 @@ class _Kernels:
 
     def __init__(self) -> None:
         self._library = _library()
-        self._plan = self._library.fastadv_plan_new()
-        delete = weakref.finalize(self, self._library.fastadv_plan_delete, self._plan)
+        self.plan = self._library.fastadv_plan_new()
+        delete = weakref.finalize(self, self._library.fastadv_plan_delete, self.plan)
         delete.atexit = False  # a thread may still run it
 
     def __len__(self) -> int:
-        return int(self._library.fastadv_plan_size(self._plan))
+        return int(self._library.fastadv_plan_size(self.plan))
 
     def note(self) -> None:
-        self._library.fastadv_plan_note(self._plan)
+        self._library.fastadv_plan_note(self.plan)
 
     def run(self) -> None:
-        _check(self._library.fastadv_plan_run(self._plan))
+        repeat([self], 1)
 
     def move(self, moves: Any) -> None:
-        self._library.fastadv_plan_move(self._plan, moves, len(moves))
+        self._library.fastadv_plan_move(self.plan, moves, len(moves))
+
+
+def repeat(steps: Sequence[_Kernels], times: int) -> None:
+    """Makes the calls of all of them again, so many times, in one call."""
+    plans = (ctypes.c_void_p * len(steps))(*(step.plan for step in steps))
+    _check(_library().fastadv_plan_run(plans, len(steps), times))
 
 
 class Calls:
@@ -158,6 +201,11 @@ class Calls:
 
     def __init__(self) -> None:
         self._steps: list[_Kernels | _Aten] = []
+        self.kept: list[Any] = []  # memory that they read or write
+
+    @property
+    def steps(self) -> list[_Kernels | _Aten]:
+        return [step for step in self._steps if isinstance(step, _Aten) or len(step)]
 
     @property
     def kernels(self) -> int:
@@ -174,11 +222,11 @@ class Calls:
         return sum(t.nbytes for t in results if t is not None)
 
     @contextmanager
-    def noting(self, arena: Pool) -> Iterator[Note]:
+    def noting(self, arena: Pool, keeps: bool = False) -> Iterator[Note]:
         """This thread's calls are noted, and their memory is the arena's."""
         self._begin()
         try:
-            with pool.replaced_by(arena), Note(self) as note:
+            with pool.replaced_by(arena), Note(self, keeps) as note:
                 yield note
         finally:
             _library().fastadv_plan_note(None)
@@ -190,8 +238,7 @@ class Calls:
 
     def add(self, op: _Aten) -> None:
         """What follows comes after it."""
-        self._steps = [step for step in self._steps if isinstance(step, _Aten) or len(step)]
-        self._steps.append(op)
+        self._steps = [*self.steps, op]
         self._begin()
 
     def run(self) -> None:
@@ -203,3 +250,24 @@ class Calls:
         for step in self._steps:
             if isinstance(step, _Kernels):
                 step.move(array)
+
+
+class Repeated:
+    """Calls of several parts, in their order, again and again."""
+
+    def __init__(self, parts: Sequence[Calls]) -> None:
+        steps = [step for part in parts for step in part.steps]
+        kernels = [step for step in steps if isinstance(step, _Kernels)]
+        self._parts, self._steps, self._kernels = parts, steps, kernels
+
+    @property
+    def others(self) -> int:
+        """Ops of ATen's, which come back to Python."""
+        return len(self._steps) - len(self._kernels)
+
+    def run(self, times: int) -> None:
+        if not self.others:
+            return repeat(self._kernels, times)
+        for _ in range(times):
+            for step in self._steps:
+                step.run()

@@ -90,6 +90,12 @@ _define(
     no_result,
 )
 _define(
+    "mean_",
+    "(Tensor(a!) y, Tensor x, bool gradient) -> ()",
+    reference_pool.mean_,
+    no_result,
+)
+_define(
     "relu_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor? residual, Tensor? mask) -> ()",
     reference.relu_,
@@ -100,6 +106,12 @@ _define(
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor scale, Tensor? shift, Tensor? residual, "
     "Tensor? mask) -> ()",
     reference.affine_relu_,
+    no_result,
+)
+_define(
+    "watch_",
+    "(Tensor(a!) met, Tensor x, bool infinite) -> ()",
+    reference.watch_,
     no_result,
 )
 _define(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 
-_MOST = 64 << 20  # bytes of all plans of a gradient: larger ones wait for kernels, not for Python
+_MOST = 512 << 20  # bytes of all plans of a gradient: beyond it kernels are all that counts
 
 
 class Plan:
@@ -134,11 +134,19 @@ def _rows_like(x: Tensor, arena: Pool) -> Tensor:
     return arena.empty((n, height, width, channels), x.dtype).permute(0, 3, 1, 2)
 
 
-class _Loan:
+class Loan:
     """A plan between its forward and its last pull: nobody else's."""
 
     def __init__(self, plans: Plans, key: Key, plan: Plan, contiguous: bool) -> None:
         self.plans, self.key, self.plan, self.contiguous = plans, key, plan, contiguous
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether its plan has a backward of one tangent a sample."""
+        plan = self.plan
+        if plan.outputs is not None or plan.tangents is None:
+            return False
+        return len(plan.tangents) == len(plan.x)
 
     def __call__(self, tangents: Tensor) -> Tensor:
         noting = self.plan.outputs is not None
@@ -184,7 +192,7 @@ class Plans:
             self.look_at(key, plan)
             if plan.refused is not None:
                 return None
-        loan = _Loan(self, key, plan, x.is_contiguous())
+        loan = Loan(self, key, plan, x.is_contiguous())
         return plan.ascend(x), loan
 
     def give_back(self, key: Key, plan: Plan) -> None:

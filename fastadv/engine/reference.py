@@ -59,6 +59,11 @@ def affine_relu_(
         y.copy_(v if residual is None else v + residual)
 
 
+def watch_(met: Tensor, x: Tensor, infinite: bool) -> None:
+    """met (1,) of bool <- True where any number of x is NaN or, if asked, infinite."""
+    met.logical_or_((~x.isfinite() if infinite else x.isnan()).any())
+
+
 def _logical(z: Tensor, by: int) -> Tensor:
     return (z >> by) & ((1 << (64 - by)) - 1)
 

@@ -1,4 +1,5 @@
-"""Max pooling that keeps a byte an output for its gradient: which tap of the window it was."""
+"""Max pooling that keeps a byte an output for its gradient: which tap of the window it was; and the
+mean over all pixels."""
 
 from __future__ import annotations
 
@@ -51,6 +52,11 @@ def max_pool_gradient_(
     v = v[..., : y.shape[1], : y.shape[2]].permute(0, 2, 3, 1)
     v = v if residual is None else v + residual
     y.copy_(v if mask is None else torch.where(unpack_signs(mask, channels), v, 0))
+
+
+def mean_(y: Tensor, x: Tensor, gradient: bool) -> None:
+    """y (N, C) <- the mean over x (N, pixels, C); or y (N, pixels, C) <- x (N, C) / pixels."""
+    y.copy_((x / y.shape[1])[:, None].expand_as(y) if gradient else x.mean(1))
 
 
 def _windows(

@@ -6,6 +6,7 @@ channels last here, (N, H, W, C), and contiguous so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,22 +18,32 @@ from fastadv.engine.reference import PANEL, panels, relu_, unpack_signs
 
 Matrix = list[list[float]]
 
-# F(4,3) from the points 0, 1, -1, 2, -2 and infinity; F(4,2) from 0, 1, -1, 2 and infinity.
-_G3: Matrix = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # / 24
-_BT3: Matrix = [
-    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
-]  # fmt: skip
-_AT3: Matrix = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-_G2: Matrix = [[3, 0], [-3, -3], [-1, 1], [1, 2], [0, 6]]  # / 6
-_BT2: Matrix = [
-    [2, -1, -2, 1, 0],
-    [0, -2, -1, 1, 0],
-    [0, 2, -3, 1, 0],
-    [0, -1, 0, 1, 0],
-    [0, 2, -1, -2, 1],
-]
-_AT2: Matrix = [[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 0], [0, 1, -1, 8, 1]]
+def _points(finite: list[float], outputs: int) -> tuple[Matrix, Matrix, Matrix]:
+    """(A^T, B^T, G) of Toom and Cook for these points and infinity.
+
+    Column p of A^T holds the powers of p; row p of B^T the coefficients of the polynomial that is
+    zero at the other points, and of G the powers of p over that polynomial at p.
+    """
+    others = [[q for q in finite if q != p] for p in finite]
+    taps = len(finite) + 2 - outputs
+    at = [[p**k for p in finite] + [float(k == outputs - 1)] for k in range(outputs)]
+    bt = [[*_polynomial(zeros), 0.0] for zeros in others] + [_polynomial(finite)]
+    at_p = [math.prod(p - q for q in zeros) for p, zeros in zip(finite, others, strict=True)]
+    g = [[p**k / value for k in range(taps)] for p, value in zip(finite, at_p, strict=True)]
+    return at, bt, [*g, [float(k == taps - 1) for k in range(taps)]]
+
+
+def _polynomial(zeros: list[float]) -> list[float]:
+    """The coefficients of the product of all x - zero, from that of 1 on."""
+    found = [1.0]
+    for zero in zeros:
+        found = [a - zero * b for a, b in zip([0.0, *found], [*found, 0.0], strict=True)]
+    return found
+
+
+# csrc/cpu/winograd_transform.h says why these.
+_AT3, _BT3, _G3 = _points([0, 1, -1, 1 / 2, -2], outputs=4)
+_AT2, _BT2, _G2 = _points([0, 1, -1 / 2, -2], outputs=4)
 
 
 def _zeros(rows: int, columns: int) -> Matrix:
@@ -75,10 +86,10 @@ _FORMS = (Form(_AT3, _BT3, 4), Form(*_strided(), 8), Form(*_strided_gradient(), 
 @lru_cache(maxsize=4)
 def _taps(gradient: bool, strided: bool) -> Tensor:  # (36, 9)
     with torch.inference_mode(False):
-        g = torch.tensor(_G3, dtype=torch.float64) / 24
+        g = torch.tensor(_G3, dtype=torch.float64)
         if strided:  # the middle tap has a part of its own
             g = torch.zeros(6, 3, dtype=torch.float64)
-            g[:5, ::2] = torch.tensor(_G2, dtype=torch.float64) / 6
+            g[:5, ::2] = torch.tensor(_G2, dtype=torch.float64)
             g[5, 1] = 1
         taps = torch.einsum("ai,bj->abij", g, g).reshape(36, 9)
         return (taps.flip(1) if gradient else taps).contiguous()

@@ -38,6 +38,7 @@ from fastadv.engine.graph import (
 )  # fmt: skip
 from fastadv.engine.layout import lift_linears, tidy
 from fastadv.engine.linear import serve_linears
+from fastadv.engine.means import mean_pixels
 from fastadv.engine.narrow import narrow_between
 from fastadv.engine.norms import normalize_tokens
 from fastadv.engine.pooling import pool_maxima
@@ -75,7 +76,7 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
     for node in [node for node in graph.nodes if node.target is CONVOLUTION_BACKWARD]:
         rows.append(_gradient(node, native, bfloat16, batch))
     if native:
-        rows += pool_maxima(graph)
+        rows += pool_maxima(graph) + mean_pixels(graph)
         tidy(graph)
         rows += [_linear_row(*found, bfloat16) for found in serve_linears(graph, bfloat16)]
         lift_linears(graph)

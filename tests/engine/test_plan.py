@@ -87,7 +87,7 @@ def test_the_bits_are_those_of_layer_by_layer(make: type[nn.Module], n: int, row
             by = torch.randn(n * rows, logits.shape[1])
             found = fast.vjp(given, rows)
             assert found is not None
-            assert isinstance(found[1], plan._Loan)
+            assert isinstance(found[1], plan.Loan)
             same(found, halves.by_layer(model, given), by)
             same(found, halves.by_layer(model, given), by + 1)  # a pullback is taken twice
     assert "kernels in two calls" in str(fast.report())
@@ -200,7 +200,7 @@ def test_atens_ops_come_between_kernels() -> None:
     model, x, by = Odd(), torch.rand(4, 1, 16, 16), torch.randn(8, 10)
     with attacked(model, x, 2) as (fast, halves):
         found = fast.vjp(1 - x, 2)
-        assert isinstance(found[1], plan._Loan)  # type: ignore[index]
+        assert isinstance(found[1], plan.Loan)  # type: ignore[index]
         same(found, halves.by_layer(model, 1 - x), by)  # type: ignore[arg-type]
         found = fast.vjp(1 - x, 2)
         same(found, halves.by_layer(model, 1 - x), by)  # type: ignore[arg-type]
@@ -215,7 +215,7 @@ def test_what_no_plan_can_do_goes_layer_by_layer() -> None:
     x = torch.rand(4, 1, 16, 16)
     with attacked(Noisy(), x) as (fast, _):
         logits, pull = fast.vjp(x, 1)  # type: ignore[misc]
-        assert not isinstance(pull, plan._Loan)
+        assert not isinstance(pull, plan.Loan)
         torch.testing.assert_close(logits, fast.module(x), rtol=1e-4, atol=1e-5)
     assert "no plan, layer by layer: aten::rand_like" in str(fast.report())
 
@@ -234,7 +234,7 @@ def test_few_kernels_among_atens_ops_are_no_plan() -> None:
     x = torch.rand(4, 1, 16, 16)
     with attacked(Many(), x) as (fast, _):
         fast.vjp(x, 1)[1](torch.ones(4, 10))  # type: ignore[index]
-        assert not isinstance(fast.vjp(x, 1)[1], plan._Loan)  # type: ignore[index]
+        assert not isinstance(fast.vjp(x, 1)[1], plan.Loan)  # type: ignore[index]
     assert "24 ops of ATen's beside" in str(fast.report())
 
 
@@ -242,7 +242,7 @@ def test_large_buffers_have_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_MOST", 1 << 18)
     x = torch.rand(64, 1, 16, 16)
     with attacked(gray(), x) as (fast, halves):
-        assert not isinstance(fast.vjp(x, 1)[1], plan._Loan)  # type: ignore[index]
+        assert not isinstance(fast.vjp(x, 1)[1], plan.Loan)  # type: ignore[index]
         assert not any(halves.plans._free.values())
     assert "none, its buffers would take" in str(fast.report())
 
