@@ -15,19 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastadv as fa
-from fastadv.engine import Compiled, plan, speeds
+from fastadv.engine import Compiled, plan
 from fastadv.engine.halves import Halves
 from fastadv.engine.plan import Plan
 
 pytestmark = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
+our_kernels = tables.our_kernels
 ATTACK = fa.bim(fa.Linf(0.1), 0.02, 5)
-
-
-@pytest.fixture(autouse=True)
-def _our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve wherever they can."""
-    ranked = tables.Ranked("winograd", "direct", "fold")
-    monkeypatch.setattr(speeds, "current", lambda: ranked)
 
 
 def gray() -> nn.Module:
