@@ -8,8 +8,9 @@ BENCH ?= step --shape 64x3x224x224 --dtype float32
 # What `make test-quick` leaves out: other builds and processes, emulators, sanitizers, whole models.
 SLOW_TESTS := cuda emulator triton engine/test_compile.py engine/test_dense.py engine/test_inductor.py \
   engine/test_live.py engine/test_replay.py engine/test_replay_stops.py engine/test_zoo.py \
-  test_backend.py test_bench.py test_bench_asked.py test_cli.py test_cli_mistakes.py test_cli_universal.py \
-  test_data_free.py test_defence.py test_defence_detector.py test_gpu_checks.py test_head.py \
+  test_backend.py test_bench.py test_bench_asked.py test_bench_table.py test_cli.py test_cli_mistakes.py \
+  test_cli_universal.py test_data_free.py test_defence.py test_defence_detector.py test_gpu_checks.py \
+  test_head.py \
   test_install.py test_moosavi.py test_ops_torch.py test_step_edges.py test_training.py \
   test_universal_ranks.py
 

@@ -30,3 +30,11 @@ def inside(name: str, distance: Tensor, radius: float) -> None:
     """Raises GateError unless every distance is within the radius, exactly."""
     if not bool((distance <= radius).all()):
         raise GateError(f"{name} leaves the ball: {float(distance.max())!r} > {radius!r}")
+
+
+def relative(name: str, got: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raises GateError unless the error's norm is at most `tolerance` of the expected one's."""
+    share = float((got.double() - expected.double()).norm() / expected.double().norm())
+    if not share <= tolerance:
+        allowed = f"allowed {tolerance:.3g}"
+        raise GateError(f"{name} differs from float64 by {share:.3g} of its norm, {allowed}")

@@ -45,6 +45,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("_locate.py", "_build_info.py", "_native.pyi", "py.typed"):
         shutil.copy(ROOT / "fastadv" / name, tree / "fastadv" / name)
     (tree / "fastadv/__init__.py").write_text(opening() + '__version__ = "0.1.0"\n')
+    (tree / "fastadv/engine").mkdir()
+    (tree / "fastadv/engine/__init__.py").write_text("")
+    shutil.copy(ROOT / "fastadv/engine/speeds.csv", tree / "fastadv/engine/speeds.csv")
     (tree / "README.md").write_text("A stand-in.\n")
     (tree / "csrc/cpu").mkdir(parents=True)
     for name in (
@@ -170,6 +173,7 @@ def test_wheel_holds_the_package_and_serves_beside_a_clone(
     facts = json.loads((site / "fastadv/_build.json").read_text())
     held = {f"fastadv/{name}" for name in ("__init__.py", "py.typed", "_native.pyi", "_build.json")}
     held |= {f"fastadv/{name}" for name in facts["extensions"]} | {"fastadv/kernels/__init__.py"}
+    held.add("fastadv/engine/speeds.csv")
     assert held <= set(names)
     assert (site / "fastadv/_C.so").read_bytes()[1:4] == b"ELF"
     assert not any(name.startswith(("csrc", "tests", "build")) for name in names)

@@ -18,21 +18,23 @@ from fastadv.engine.halves import Halves, joined
 from fastadv.engine.report import Row
 from fastadv.engine.reshaped import writes_on_copies
 from fastadv.engine.rewrite import rewrite
+from fastadv.engine.speeds import Call
 from fastadv.engine.tracing import is_run
 from fastadv.engine.weights import FUNCTIONS, Weights
-from fastadv.engine.worth import saving
+from fastadv.engine.worth import calls_of
 
 
 class Compiler:
     """Compiles the graphs of one model; `rows` says what serves those compiled last."""
 
-    def __init__(self, weights: Weights, native: bool, bfloat16: bool) -> None:
+    def __init__(self, weights: Weights, native: bool, bfloat16: bool, batch: int) -> None:
         self.weights = weights
         self.native = native
         self.bfloat16 = bfloat16
+        self.batch = batch  # the size that kernels are chosen for
         self.rows: list[Row] = []
         self.graphs = 0
-        self.saving = 0.0  # seconds, for the batch that was traced
+        self.calls: list[Call] = []  # whose seconds say whether the graphs are worth their own
         self._halves: Halves | None = None
         self.writes_on_copies = False  # where a view became one, if views were reshaped
 
@@ -79,8 +81,9 @@ class Compiler:
 
     def _rewrite(self, module: fx.GraphModule, sources: list[str | None]) -> None:
         _mark_weights(module.graph, sources)
-        self.rows += rewrite(module.graph, self.native, self.bfloat16)
-        self.saving += saving(module.graph)
+        rows = rewrite(module.graph, self.native, self.bfloat16, self.batch)
+        self.rows += rows
+        self.calls += [row.call for row in rows if row.call is not None] + calls_of(module.graph)
         module.graph.lint()
         module.recompile()
 

@@ -9,27 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from fastadv.engine import inductor, worth
+from fastadv.engine import inductor, variants, worth
 from fastadv.engine.copies import Copies
 from fastadv.engine.dense import Layers
 from fastadv.engine.dense_plan import Climb, Plans
 from fastadv.engine.formats import (
     ChannelsLast,
-    NoGradient,
+    guarded,
     in_dtype_of,
     in_format_of,
     is_gray,
     is_image,
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
-from fastadv.engine.loans import Lend, alias, detached, modules_of
+from fastadv.engine.loans import Lend, alias, detached
 from fastadv.engine.loop import Loops
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
 from fastadv.engine.tracing import fresh_run, limits
+from fastadv.engine.variants import Key, key_of, without_layout
 from fastadv.engine.weights import Weights
+from fastadv.engine.worth import Verdict
 from fastadv.model import Pull, Steady
 from fastadv.ops import backend
 
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
     from fastadv.attack import Attack
     from fastadv.engine.backend import Compiler
     from fastadv.problem import Problem
-
-_ANY = 1 << 40
-_BATCHES = ((1, 1), (2, 15), (16, _ANY))  # one compile each
-Key = tuple[Hashable, ...]
 
 
 class Compiled(Steady):
@@ -71,7 +68,7 @@ class Compiled(Steady):
         self._sure: dict[Hashable, bool] = {}  # whether a variant's guards held in this attack
         self._agreed: dict[Hashable, bool] = {}  # whether a variant's halves are the model
         self._mine = local()  # how often this thread is inside `held`
-        self._plain: set[Hashable] = set()  # the variants that save less than a call costs
+        self._verdicts: dict[Hashable, Verdict] = {}  # of the variants not worth their calls
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
@@ -153,11 +150,11 @@ class Compiled(Steady):
         if self._bypass or not self._held or not usable or has_hooks(self) or autocasts():
             return None
         with self._lock, torch.no_grad():
-            key = _without_layout(self._key(x, len(x) * rows, (True, True, False)))
+            key = without_layout(self._key(x, len(x) * rows, (True, True, False)))
             if key not in self._sure and probe:
                 self._sure[key] = False
                 self._with_gradient(x.repeat_interleave(rows, 0))
-            halves = self._compilers[key].halves if self._sure.get(key) else None
+            halves = self._halves(key, len(x) * rows) if self._sure.get(key) else None
             if halves is None or not self._agree(halves, key, x, rows):
                 return None
             return halves.vjp(self.module, x, rows)
@@ -194,7 +191,7 @@ class Compiled(Steady):
             y: Any = None if inductor.serves(x) else self._plans.forward(x, self._read_graph)
             if y is None:
                 y = self._forward(x)
-        return y if x.requires_grad or not torch.is_grad_enabled() else self._guarded(y)
+        return y if x.requires_grad or not torch.is_grad_enabled() else guarded(self.module, y)
 
     def _forward(self, x: Tensor) -> Any:
         plain = self._is_plain(x)
@@ -210,10 +207,20 @@ class Compiled(Steady):
             return not len(x) or inductor.why_plain() is not None
         if self._bypass or x.device.type != "cpu":
             return True
-        if not self._plain or (key := _without_layout(self._key(x))) not in self._plain:
+        if not self._verdicts:
+            return False
+        key = without_layout(self._key(x))
+        if len(x) >= self._verdicts.get(key, Verdict()).graph:
             return False
         # In an attack the calls that cost more are made once, and its other steps go without.
-        return not self._held or self._compilers[key].halves is None
+        return not self._held or self._halves(key, len(x)) is None
+
+    def _halves(self, key: Key, size: int) -> Halves | None:
+        """A variant's halves, if it is worth to call them for a batch of this size: by a plan they
+        always are."""
+        halves = self._compilers[key].halves
+        by_layer = halves is not None and halves.plans.why_not is not None
+        return None if by_layer and size < self._verdicts.get(key, Verdict()).layers else halves
 
     def _lender(self, x: Tensor) -> Lend:
         if not inductor.serves(x):
@@ -228,7 +235,7 @@ class Compiled(Steady):
         if variant is not None:
             with limits(self._reshaped):
                 y = variant(self.module, self._given(x))
-            self._sure[_without_layout(key)] = True
+            self._sure[without_layout(key)] = True
             return y
         try:
             return self._compile(key, x)
@@ -246,14 +253,7 @@ class Compiled(Steady):
     def _key(
         self, x: Tensor, size: int | None = None, grad: tuple[bool, bool, bool] | None = None
     ) -> Key:
-        """What a graph depends on; of the batch's size only which of _BATCHES it is in."""
-        size = len(x) if size is None else size
-        number = size if self._static_batch else _batch_class(size)
-        modes = tuple(module.training for module in modules_of(self.module))
-        cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        if grad is None:
-            grad = torch.is_grad_enabled(), x.requires_grad, torch.is_inference_mode_enabled()
-        return x.stride()[1:], number, tuple(x.shape[1:]), x.dtype, x.device, modes, cast, grad
+        return key_of(self.module, x, self._static_batch, size, grad)
 
     def _given(self, x: Tensor) -> Tensor:
         return self._marked(x.permute(0, 2, 3, 1) if self._takes_rows(x) else x)
@@ -262,14 +262,7 @@ class Compiled(Steady):
         return is_gray(x) and not inductor.serves(x) and not self._contiguous
 
     def _marked(self, x: Tensor) -> Tensor:
-        """x, of which only the batch's size may differ in a variant."""
-        x = torch.ops.aten.alias(x)  # a view gives one sample strides that are not channels last
-        least, most = _BATCHES[_batch_class(len(x))]
-        if inductor.serves(x):
-            return x  # inductor compiles the first size by itself, and a second one for any
-        if not self._static_batch and most != 1 and x.dim():
-            torch._dynamo.mark_dynamic(x, 0, min=least, max=most)
-        return x
+        return variants.marked(x, self._static_batch)
 
     def _compile(self, key: Key, x: Tensor) -> Any:
         compiler, cast = self._compiler(x), inductor.serves(x) and self._copies.bfloat16
@@ -281,13 +274,15 @@ class Compiled(Steady):
             self._reshaped, self._contiguous = False, True
             return self._run(x.contiguous())
         self._variants[key] = variant
-        self._compilers[_without_layout(key)] = compiler
-        self._sure[_without_layout(key)] = True
-        name = self._name(x, compiler.graphs)
-        cost = worth.GRAPH * compiler.graphs + worth.LAYER * len(compiler.rows)
-        if (saved := compiler.saving) < cost:
-            self._plain.add(_without_layout(key))
-            name += f", runs as plain torch: saves {saved:.1e} s, and a call costs {cost:.1e} s"
+        self._compilers[without_layout(key)] = compiler
+        self._sure[without_layout(key)] = True
+        name = variants.name_of(self, x, self._static_batch, compiler.graphs)
+        if not isinstance(compiler, inductor.Inductor):  # whose calls cost less than what it fuses
+            given = compiler.calls, compiler.graphs, len(compiler.rows)
+            verdict = worth.verdict(*given, variants.sizes(len(x), self._static_batch))
+            if verdict.said:
+                self._verdicts[without_layout(key)] = verdict
+            name += verdict.said
         self._graphs[name] = tuple(compiler.rows)
         if self._print:
             print(self.report())
@@ -298,32 +293,5 @@ class Compiled(Steady):
 
         if inductor.serves(x):
             return inductor.Inductor(self._copies.bfloat16)
-        return Compiler(self._weights, backend().is_native, self._plans.bfloat16)
-
-    def _name(self, x: Tensor, graphs: int) -> str:
-        least, most = (len(x), len(x)) if self._static_batch else _BATCHES[_batch_class(len(x))]
-        upper = "any" if most == _ANY else str(most)
-        batch = f"{least}" if least == most else f"{least} to {upper}"
-        mode = "train" if self.training else "eval"
-        grad = "with" if x.requires_grad else "without"
-        shape = "x".join(str(size) for size in x.shape[1:])
-        return f"batch {batch} of {shape}, {mode} mode, {grad} gradient, {graphs} graph(s)"
-
-    def _guarded(self, y: Any) -> Any:
-        if not any(p.requires_grad for p in self.module.parameters()):
-            return y
-        anchor = torch.empty(0, requires_grad=True)
-
-        def guard(t: Any) -> Any:
-            floating = isinstance(t, Tensor) and t.is_floating_point() and not t.requires_grad
-            return NoGradient.apply(t, anchor) if floating else t  # type: ignore[no-untyped-call]
-
-        return tree_map(guard, y)
-
-
-def _without_layout(key: Key) -> Key:
-    return key[1:]
-
-
-def _batch_class(size: int) -> int:
-    return 0 if size == 1 else 1 if size < 16 else 2
+        batch = variants.usual(len(x), self._static_batch)
+        return Compiler(self._weights, backend().is_native, self._plans.bfloat16, batch)

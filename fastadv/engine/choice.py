@@ -1,39 +1,80 @@
 """Which kernel serves a convolution, or its gradient, and why.
 
-Measured on one thread of an EPYC with AVX-512, against ATen and a ReLU after it: Winograd's
-F(4x4,3x3) is 2.5 to 3.5 times as fast, and with a stride of 2, from 32 channels on, 1.3 times. With
-fewer than 8 channels the direct kernel is 2.5 to 5 times as fast, and its gradient (fold) 3.5 to 6
-times. With other strides both are 1 to 1.3 times as fast, in bfloat16 1.6 to 2 times; 1x1 as fast,
-but for the passes that they take in. Of 5x5 windows on at most 32 channels the gradient is 1.6
-times as fast. All else is slower.
+What a kernel cannot compute stands here; which of those that can is the fastest, and whether ATen
+is faster, stands in the table of measured speeds (speeds.py). The choice is for a batch of its
+compile's usual size, not for the one that came first: whatever came first, the same model is served
+in the same way.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import fx
 
-from fastadv.engine.graph import CONVOLUTION_BACKWARD, is_bias, is_channels_last, is_weight, value
+from fastadv.engine import speeds
+from fastadv.engine.graph import (
+    CONVOLUTION_BACKWARD,
+    is_bias,
+    is_channels_last,
+    is_weight,
+    size_at,
+    value,
+)
 from fastadv.engine.reference_direct import Geometry
+from fastadv.engine.speeds import ATEN, DIRECT, FOLD, WINOGRAD, Call, Case
 
-WINOGRAD, DIRECT, FOLD = "winograd", "direct", "fold"
 _TAPS = 64  # at most, in the kernels of ours
-_FEW = 32  # channels, of which ATen's kernels for larger windows make no more than ours
 
 
-def choose(conv: fx.Node, native: bool, bfloat16: bool) -> tuple[str | None, str]:
-    """The kernel that serves a convolution or its gradient, and why; None: ATen does."""
+class Choice(NamedTuple):
+    kernel: str | None  # None: ATen serves
+    why: str
+    call: Call | None = None  # None: the table has nothing like it
+
+
+def choose(conv: fx.Node, native: bool, bfloat16: bool, batch: int) -> Choice:
+    """The kernel that serves a convolution or its gradient, for batches of about this size."""
     if not native:
-        return None, "no compiled kernels"
+        return Choice(None, "no compiled kernels")
     if why := _no_kernel_of_ours(conv):
-        return None, why
-    why_not_winograd = _why_not_winograd(conv)
-    if why_not_winograd is None:
-        return WINOGRAD, "fewest products"
-    if _why_not_direct(conv, bfloat16) is None:
-        return FOLD if is_gradient(conv) else DIRECT, why_not_winograd
-    return None, why_not_winograd
+        return Choice(None, why)
+    why_not_winograd, why_not_direct = _why_not_winograd(conv), _why_not_direct(conv)
+    able = [] if why_not_winograd else [WINOGRAD]
+    able += [] if why_not_direct else [FOLD if is_gradient(conv) else DIRECT]
+    if not able:
+        return Choice(None, f"{why_not_winograd}, and {why_not_direct}")
+    case, precision = case_of(conv), "bfloat16" if bfloat16 else "float32"
+    kernel, why = fastest(able, case._replace(batch=size_at(case.batch, batch)), precision)
+    said = ", ".join(part for part in (why_not_winograd, why) if part)
+    return Choice(kernel, said, Call(kernel or ATEN, case, precision))
+
+
+def fastest(able: Sequence[str], case: Case, precision: str) -> tuple[str | None, str]:
+    """The fastest of some kernels by the table, and how it compares to ATen; None: ATen is."""
+    table = speeds.current()
+    aten = table.seconds(ATEN, case, precision)
+    found = {kernel: table.seconds(kernel, case, precision) for kernel in able}
+    measured = {kernel: seconds for kernel, seconds in found.items() if seconds is not None}
+    if aten is None or not measured:
+        return None, "the table has nothing like it"
+    kernel = min(measured, key=lambda k: measured[k])
+    if measured[kernel] >= aten:
+        return None, "ATen is faster by the table"
+    return kernel, f"{aten / measured[kernel]:.1f} times ATen's speed by the table"
+
+
+def case_of(conv: fx.Node) -> Case:
+    """What the table is asked for; the batch as it stands in the graph."""
+    (height, width), stride, _, _ = geometry_of(conv)
+    outputs, inputs = value(weight_of(conv)[0]).shape[:2]
+    y = value(conv.args[0]) if is_gradient(conv) else value(conv)
+    window, step = math.sqrt(height * width), math.sqrt(stride[0] * stride[1])
+    op = "gradient" if is_gradient(conv) else "convolution"
+    n, _, rows, columns = y.shape
+    return Case(op, window, step, int(inputs), int(outputs), int(rows), int(columns), n)
 
 
 def is_gradient(conv: fx.Node) -> bool:
@@ -80,40 +121,15 @@ def _no_kernel_of_ours(conv: fx.Node) -> str | None:
 
 def _why_not_winograd(conv: fx.Node) -> str | None:
     kernel, stride, padding, dilation = geometry_of(conv)
-    x, y = _images(conv)
     if kernel != (3, 3):
         return "is not 3x3"
     if stride not in ((1, 1), (2, 2)) or dilation != (1, 1):
         return f"stride {list(stride)}, dilation {list(dilation)}"
     if padding not in ((0, 0), (1, 1), (2, 2)) or (stride == (2, 2) and padding != (1, 1)):
         return f"padding {list(padding)}, stride {list(stride)}"
-    strided = stride == (2, 2)
-    few = min(x.shape[1], y.shape[1]) if strided else (y if is_gradient(conv) else x).shape[1]
-    if few < (32 if strided else 8):
-        return f"{few} channels are too few for a transform"
-    pixels = x if strided and is_gradient(conv) else y
-    return _waste(pixels, x.shape[1] * y.shape[1], 14 if strided else 6)
+    return None
 
 
-def _waste(y: Any, products: int, least: int) -> str | None:
-    """Tiles of 4x4 on few pixels multiply zeros: 36 products a tile, or 81 with stride 2, against
-    9 a pixel.
-
-    And transformed weights are four times the weights: with few tiles to share them, reading them
-    from memory at a core's 10 GB/s takes longer than the products that they save.
-    """
-    n, _, rows, columns = y.shape
-    tiles = -(-rows // 4) * -(-columns // 4)
-    if isinstance(n, int) and n * tiles < 12 and products >= 64 * 64:
-        return f"{n * tiles} tiles are too few to read larger weights for"
-    return f"{rows}x{columns} pixels leave tiles empty" if rows * columns < least * tiles else None
-
-
-def _why_not_direct(conv: fx.Node, bfloat16: bool) -> str | None:
-    kernel, stride, _, _ = geometry_of(conv)
-    x, y = _images(conv)
-    taps, channels = kernel[0] * kernel[1], (y if is_gradient(conv) else x).shape[1]
-    if taps > _TAPS:
-        return "its kernel is too large"
-    gains = bfloat16 or stride != (1, 1) or taps == 1 or channels < 8
-    return None if gains or (taps > 9 and channels <= _FEW) else "ATen is as fast"
+def _why_not_direct(conv: fx.Node) -> str | None:
+    kernel, _, _, _ = geometry_of(conv)
+    return "its kernel is too large" if kernel[0] * kernel[1] > _TAPS else None

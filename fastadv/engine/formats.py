@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 
@@ -70,3 +70,16 @@ class NoGradient(torch.autograd.Function):
             "a compiled model has gradients with respect to its input alone, and the input does "
             "not require grad: call x.requires_grad_(), or train the model itself, `fast.module`"
         )
+
+
+def guarded(module: nn.Module, y: Any) -> Any:
+    """Outputs that an input without a gradient gave, so that their backward says so."""
+    if not any(p.requires_grad for p in module.parameters()):
+        return y
+    anchor = torch.empty(0, requires_grad=True)
+
+    def guard(t: Any) -> Any:
+        floating = isinstance(t, Tensor) and t.is_floating_point() and not t.requires_grad
+        return NoGradient.apply(t, anchor) if floating else t  # type: ignore[no-untyped-call]
+
+    return tree_map(guard, y)

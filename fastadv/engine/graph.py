@@ -30,6 +30,14 @@ def value(node: object) -> Any:
     return node.meta.get("val") if isinstance(node, fx.Node) else None
 
 
+def size_at(size: int | torch.SymInt, batch: int) -> float:
+    """A size for a batch of so many samples: what of a graph is not known is that number alone."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return float(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+
+
 def source_of(placeholder: fx.Node) -> str | None:
     """Where Dynamo found an input, if that is a parameter or a buffer of a module."""
     source = getattr(placeholder, "_dynamo_source", None)

@@ -9,7 +9,6 @@ such kernels, forward and backward, and without the norms 4 as well.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -43,7 +42,6 @@ class Inductor:
         self.served = "inductor, bfloat16" if bfloat16 else "inductor"
         self.rows: list[Row] = []
         self.graphs = 0
-        self.saving = math.inf  # a call costs less than the kernels that it fuses
         self.halves = None  # its graphs are called as torch.compile calls them
         self.writes_on_copies = False
 

@@ -18,6 +18,7 @@ from fastadv.engine.reference import PANEL, panels, relu_, unpack_signs
 
 Matrix = list[list[float]]
 
+
 def _points(finite: list[float], outputs: int) -> tuple[Matrix, Matrix, Matrix]:
     """(A^T, B^T, G) of Toom and Cook for these points and infinity.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastadv.engine.speeds import Call
+
 
 @dataclass(frozen=True)
 class Row:
@@ -13,6 +15,7 @@ class Row:
     op: str
     served_by: str
     why: str
+    call: Call | None = None  # as the table of speeds knows it
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from fastadv.engine import calls
 from fastadv.engine.attention import attend_heads
-from fastadv.engine.choice import DIRECT, WINOGRAD, choose, geometry_of, is_gradient, weight_of
+from fastadv.engine.choice import choose, geometry_of, is_gradient, weight_of
 from fastadv.engine.fold import fold_norms
 from fastadv.engine.gelu import fuse_linears
 from fastadv.engine.graph import (
@@ -46,22 +46,24 @@ from fastadv.engine.preactivation import rectify_norms
 from fastadv.engine.reference_direct import direct_weights
 from fastadv.engine.reference_winograd import PLAIN, STRIDED, STRIDED_GRADIENT, transformed_shape
 from fastadv.engine.report import Row
+from fastadv.engine.speeds import DIRECT, WINOGRAD
 
 
-def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
-    """Rewrites a graph in place, and says what serves its layers; bfloat16: the products'."""
+def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[Row]:
+    """Rewrites a graph in place, and says what serves its layers; bfloat16: the products'. batch:
+    the size that the kernels are chosen for."""
     relax_views(graph)
     drop_detaches(graph)
     left = fold_norms(graph)
     convolutions = [node for node in graph.nodes if node.target is CONVOLUTION]
     rows = []
     for conv in convolutions:
-        kernel, why = choose(conv, native, bfloat16)
+        kernel, why, call = choose(conv, native, bfloat16, batch)
         name, shape = layer_of(conv.args[1] if "norm" not in conv.meta else conv.meta["norm"][0])
         folded = ", norm folded" if "norm" in conv.meta else ""
         fused = _serve(conv, kernel, bfloat16) if kernel else ""
         served = served_by(kernel, bfloat16)
-        rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why))
+        rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why, call))
     passes = rectify_norms(list(left)) if native else []
     for node, reason in left.items():
         name, _ = layer_of(node.args[1] or node.args[3])
@@ -72,7 +74,7 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool = False) -> list[Row]:
         for node in [node for node in graph.nodes if node.target is RELU]:
             _rectify(node)
     for node in [node for node in graph.nodes if node.target is CONVOLUTION_BACKWARD]:
-        rows.append(_gradient(node, native, bfloat16))
+        rows.append(_gradient(node, native, bfloat16, batch))
     if native:
         rows += pool_maxima(graph) + mean_pixels(graph)
         tidy(graph)
@@ -173,7 +175,7 @@ def _rectify(relu: fx.Node) -> None:
     _replace_relu(relu, insert(relu, calls.rectify, (relu.args[0], None), (y, signs_of(y)), relu))
 
 
-def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
+def _gradient(node: fx.Node, native: bool, bfloat16: bool, batch: int) -> Row:
     """A convolution's gradient by its input alone, with the residual sum and the mask after it."""
     grad, x, weight = node.args[:3]
     source = node.meta["norm"][0] if "norm" in node.meta else weight
@@ -181,12 +183,12 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
     if list(node.args[10]) != [True, False, False]:  # type: ignore[arg-type]
         return Row(name, f"gradient {shape}", "ATen", "its weights ask for a gradient")
     result, like = item(node, 0), value(x)
-    kernel, why = choose(node, native, bfloat16)
+    kernel, why, place = choose(node, native, bfloat16, batch)
     if kernel is None:
         args = (grad, weight, tuple(like.shape[1:]), *node.args[4:10])
         y = value(result)
         result.replace_all_uses_with(insert(result, calls.input_gradient, args, y, node))
-        return Row(name, f"gradient {shape}", "ATen", why)
+        return Row(name, f"gradient {shape}", "ATen", why, place)
     packed = _packed(node, kernel, bfloat16)
     last, residual, mask, fused = gradient_tail(result)
     run: Callable[..., Any]
@@ -199,7 +201,7 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool) -> Row:
     else:
         run, call = calls.fold, (grad, packed, residual, mask, channels, size, geometry)
     last.replace_all_uses_with(insert(last, run, call, value(result), node))
-    return Row(name, f"gradient {shape}{fused}", served_by(kernel, bfloat16), why)
+    return Row(name, f"gradient {shape}{fused}", served_by(kernel, bfloat16), why, place)
 
 
 def _add_into_masks(graph: fx.Graph) -> None:

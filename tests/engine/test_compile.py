@@ -8,13 +8,15 @@ from functools import cache
 
 import nets
 import pytest
+import tables
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastadv as fa
-from fastadv.engine import Compiled, worth
+from fastadv.engine import Compiled, speeds, worth
 
+least_batch = worth.least_batch  # which conftest.py replaces
 native = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
 
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -64,8 +66,10 @@ def test_gradients_are_float64s(name: str) -> None:
 
 
 @native
-def test_the_report_names_what_serves_each_layer() -> None:
-    fast = compiled("resnet18")
+def test_the_report_names_what_serves_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked = tables.Ranked("winograd", "direct", "fold")
+    monkeypatch.setattr(speeds, "current", lambda: ranked)
+    fast = fa.compile(NETS["resnet18"]())
     gradient(fast, *inputs("resnet18", 7))
     (rows,) = fast.report().graphs.values()
     served = {(r.layer, r.op.split()[0]): r for r in rows}
@@ -73,17 +77,20 @@ def test_the_report_names_what_serves_each_layer() -> None:
     assert plain.served_by.startswith("winograd")
     assert plain.op.endswith("norm folded + residual + relu")
     assert served["blocks.0.conv1", "gradient"].op.endswith("+ residual + mask")
-    strided = served["blocks.2.conv1", "conv"]
-    assert strided.served_by == "direct"
-    assert "too few for a transform" in strided.why
-    assert served["blocks.2.shortcut.0", "gradient"].why == "is not 3x3"
+    assert plain.why == "4.0 times ATen's speed by the table"
+    assert served["blocks.2.conv1", "conv"].served_by == "winograd"
+    pointwise = served["blocks.2.shortcut.0", "gradient"]
+    assert pointwise.served_by == "fold"
+    assert pointwise.why == "is not 3x3, 1.3 times ATen's speed by the table"
     assert not any("batch norm" in r.op for r in rows)
     assert sum(r.served_by.startswith("winograd") for r in rows) >= 26
 
 
 @native
 @pytest.mark.parametrize("pixels", [16, 15])
-def test_strides_of_two_are_winograds_where_channels_are_many(pixels: int) -> None:
+def test_strides_of_two_by_winograd(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+    ranked = tables.Ranked("winograd", "direct", "fold")
+    monkeypatch.setattr(speeds, "current", lambda: ranked)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
@@ -127,7 +134,8 @@ def test_three_compiles_serve_all_batches() -> None:
 def test_what_saves_less_than_a_call_costs_runs_as_plain_torch(
     monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr(worth, "GRAPH", 0.5e-3)
+    monkeypatch.setattr(worth, "least_batch", least_batch)
+    monkeypatch.setattr(worth, "cost", lambda graphs, layers: 0.5e-3)
     convs: list[nn.Module] = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(2)]
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), *convs, nn.Flatten())
     fast = fa.compile(model)

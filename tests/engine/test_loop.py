@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import tables
 import torch
 from conftest import threads
 from nets import ResNet18, ViT
@@ -21,6 +22,7 @@ from fastadv.engine.loop import Loops
 from fastadv.engine.noting import Repeated
 
 pytestmark = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
+our_kernels = tables.our_kernels
 STEPS = 8
 LINF, L2, L1 = fa.Linf(0.1), fa.L2(0.7), fa.L1(6.0)
 NO_BOX = fa.Linf(0.1, bounds=None)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import tables
 import torch
 from conftest import threads
 from test_live import in_threads
@@ -19,6 +20,7 @@ from fastadv.engine.halves import Halves
 from fastadv.engine.plan import Plan
 
 pytestmark = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
+our_kernels = tables.our_kernels
 ATTACK = fa.bim(fa.Linf(0.1), 0.02, 5)
 
 
