@@ -2,9 +2,9 @@
 
 On each net, trained for a few steps as `pgd` does it: the relative error, in the 2-norm, of each
 sample's gradient of the cross-entropy; its median and its worst over the batch; and the worst once
-float64's ReLUs pass what the engine's do (bench/flips.py): a unit that one rounds to 1e-8 and the
-other to -1e-8 changes a gradient by more than all arithmetic. Nets that fa.compile leaves to plain
-torch go through the engine here.
+float64's ReLUs pass, and its poolings take, what the engine's do (bench/flips.py): a unit that one
+rounds to 1e-8 and the other to -1e-8 changes a gradient by more than all arithmetic. Nets that
+fa.compile leaves to plain torch go through the engine here.
 """
 
 from __future__ import annotations
@@ -51,25 +51,17 @@ def run(args: argparse.Namespace) -> Iterator[list[Row]]:
         fast = fa.compile(model)
         fast._bypass = None
         exact = copy.deepcopy(model).double()
-        gradient = flips.gradient(exact, x.double(), y)[1]
         yield [
             Row("gradients", "x".join(map(str, x.shape)), "float32",
                 f"{name}, {args.train_steps} steps", args.threads, case,
-                *_errors(exact, gradient, one, x, y))
+                *_errors(exact, one, x, y))
             for case, one in (("fastadv", fast), ("plain torch", model))
         ]  # fmt: skip
 
 
-def _errors(
-    exact: nn.Module, gradient: Tensor, model: nn.Module, x: Tensor, y: Tensor
-) -> tuple[float, float, float]:
-    _, found = flips.gradient(model, x, y)
-    errors = flips.error(found, gradient)
-    masked = errors.clone()
-    for i in (errors > WORST).nonzero().flatten().tolist():
-        one = slice(i, i + 1)
-        masked[i] = flips.least_error(exact, x[one].double(), y[one], found[one], WORST)
-    return float(errors.median()), float(errors.max()), float(masked.max())
+def _errors(exact: nn.Module, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float, float]:
+    plain, fitted = flips.with_sides(model, exact, x, y, WORST)
+    return float(plain.median()), float(plain.max()), float(fitted.max())
 
 
 def red(tables: list[list[Row]]) -> list[str]:
