@@ -27,6 +27,8 @@ from fastadv.engine.reference_direct import Geometry
 from fastadv.engine.speeds import ATEN, DIRECT, FOLD, WINOGRAD, Call, Case
 
 _TAPS = 64  # at most, in the kernels of ours
+_FEW = 8  # channels below which Winograd gains nothing worth its rounding: of an image's even
+# background it makes numbers that differ in their last bit, and a pooling then takes others
 
 
 class Choice(NamedTuple):
@@ -127,7 +129,8 @@ def _why_not_winograd(conv: fx.Node) -> str | None:
         return f"stride {list(stride)}, dilation {list(dilation)}"
     if padding not in ((0, 0), (1, 1), (2, 2)) or (stride == (2, 2) and padding != (1, 1)):
         return f"padding {list(padding)}, stride {list(stride)}"
-    return None
+    channels = int(_images(conv)[0].shape[1])
+    return f"{channels} channels are too few for a transform" if channels < _FEW else None
 
 
 def _why_not_direct(conv: fx.Node) -> str | None:
