@@ -15,11 +15,11 @@
 
 FASTADV_NAMESPACE_BEGIN
 
-// The points say how much is rounded. 1 is one of them: then the rows of B^T but one have the factor
-// x - 1, so that where a patch is constant all but one are exactly zero, and its outputs are equal,
-// as a plain convolution's are: a max pooling after it takes the same ones. Among such points, with
-// as few operations, 0, 1, -1, 1/2, -2 round least, .70 times as much as 0, 1, -1, 2, -2, and for
-// F(4,2) 0, 1, -1/2, -2, .66 times as much as 0, 1, -1, 2.
+// The points say how much is rounded. 1 is one of them: then the rows of B^T but one have the
+// factor x - 1, so that where a patch is constant all but one are exactly zero, and its outputs are
+// equal, as a plain convolution's are: a max pooling after it takes the same ones. Among such
+// points, with as few operations, 0, 1, -1, 1/2, -2 round least, .70 times as much as 0, 1, -1, 2,
+// -2, and for F(4,2) 0, 1, -1/2, -2, .66 times as much as 0, 1, -1, 2.
 
 // F(4,3): o <- B^T d for six vectors `step` apart, from their differences, x^2 - 1.
 FASTADV_FN void transform_input3(const Floats* d, int step, Floats* o, int o_step) {

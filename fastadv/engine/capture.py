@@ -23,7 +23,7 @@ from fastadv.engine.formats import (
     is_image,
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
-from fastadv.engine.loans import Lend, alias, detached
+from fastadv.engine.loans import Lend, alias, detached, trains
 from fastadv.engine.loop import Loops
 from fastadv.engine.replay import Replays
 from fastadv.engine.report import Report, Row
@@ -69,6 +69,7 @@ class Compiled(Steady):
         self._agreed: dict[Hashable, bool] = {}  # whether a variant's halves are the model
         self._mine = local()  # how often this thread is inside `held`
         self._verdicts: dict[Hashable, Verdict] = {}  # of the variants not worth their calls
+        self._plain: set[Hashable] = set()  # forwards of those
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
@@ -181,7 +182,8 @@ class Compiled(Steady):
             key = "dense", self._key(x)
             if key not in self._variants:
                 self._variants[key] = GraphReader(fresh_run())
-            layers: Layers | str = self._variants[key](self.module, self._marked(x))
+            marked = variants.marked(x, self._static_batch)
+            layers: Layers | str = self._variants[key](self.module, marked)
         return layers
 
     def _serve(self, x: Tensor) -> Any:
@@ -195,6 +197,8 @@ class Compiled(Steady):
 
     def _forward(self, x: Tensor) -> Any:
         plain = self._is_plain(x)
+        if plain and not torch.is_grad_enabled() and not trains(self.module):
+            return self.module(x)
         with detached(self.module, alias if plain else self._lender(x)):
             if plain:
                 return self.module(x)
@@ -205,13 +209,16 @@ class Compiled(Steady):
     def _is_plain(self, x: Tensor) -> bool:
         if not len(x) or inductor.serves(x):
             return not len(x) or inductor.why_plain() is not None
-        if self._bypass or x.device.type != "cpu":
+        if self._bypass or x.device.type != "cpu" or not self._verdicts:
+            return bool(self._bypass) or x.device.type != "cpu"
+        # The key itself takes 20 us, as long as a layer; a forward of plain torch is right anyway.
+        seen = x.shape, x.dtype, x.requires_grad, torch.is_grad_enabled(), torch.get_num_threads()
+        if not self._held and seen in self._plain:
             return True
-        if not self._verdicts:
-            return False
         key = without_layout(self._key(x))
         if len(x) >= self._verdicts.get(key, Verdict()).graph:
             return False
+        self._plain.add(seen)
         # In an attack the calls that cost more are made once, and its other steps go without.
         return not self._held or self._halves(key, len(x)) is None
 
@@ -256,13 +263,11 @@ class Compiled(Steady):
         return key_of(self.module, x, self._static_batch, size, grad)
 
     def _given(self, x: Tensor) -> Tensor:
-        return self._marked(x.permute(0, 2, 3, 1) if self._takes_rows(x) else x)
+        given = x.permute(0, 2, 3, 1) if self._takes_rows(x) else x
+        return variants.marked(given, self._static_batch)
 
     def _takes_rows(self, x: Tensor) -> bool:
         return is_gray(x) and not inductor.serves(x) and not self._contiguous
-
-    def _marked(self, x: Tensor) -> Tensor:
-        return variants.marked(x, self._static_batch)
 
     def _compile(self, key: Key, x: Tensor) -> Any:
         compiler, cast = self._compiler(x), inductor.serves(x) and self._copies.bfloat16

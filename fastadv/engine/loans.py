@@ -117,6 +117,11 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def trains(model: nn.Module) -> bool:
+    """Whether a forward may change a buffer."""
+    return any(module.training for module in modules_of(model))
+
+
 class _Quiet:
     """One warning of Dynamo's, about the inputs that it traces with, is ignored."""
 

@@ -123,8 +123,13 @@ def current() -> Speeds:
 
 def threads() -> int:
     """The thread count whose rows serve: the largest measured that torch has, or the least."""
+    return _threads(torch.get_num_threads())
+
+
+@lru_cache
+def _threads(mine: int) -> int:
     counts = sorted({count for _, count in table()})
-    return max((c for c in counts if c <= torch.get_num_threads()), default=counts[0])
+    return max((c for c in counts if c <= mine), default=counts[0])
 
 
 @lru_cache
