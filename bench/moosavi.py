@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv as fa
-from bench import gate, machine
+from bench import gate, images, machine
 from bench.store import Row, rows
 from bench.timing import Times
 from fastadv.cli import digits
@@ -180,14 +180,8 @@ def _art(model: nn.Module, x: Tensor, args: argparse.Namespace) -> Callable[[], 
 def _trained(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
     """The net in eval mode, and images that it was trained on."""
     torch.manual_seed(0)
-    if args.data is None:
-        own = digits.load()
-        x, y, model = own.x, own.y, digits.make_model()
-    else:
-        with np.load(args.data) as saved:
-            x = torch.from_numpy(saved["x_train"]).float()[:, None] / 255
-            y = torch.from_numpy(saved["y_train"]).long()
-        model = lenet()
+    data = images.load(args.data)
+    x, y, model = data.x, data.y, lenet() if args.data else digits.make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(args.train_steps):
         index = torch.randint(len(x), (64,))

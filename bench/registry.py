@@ -17,6 +17,7 @@ from bench import (
     moosavi,
     overhead,
     pgd,
+    precision,
     step,
     step_scaling,
     stop,
@@ -57,6 +58,6 @@ BENCHMARKS = {
     module.__name__.removeprefix("bench."): _described(module)
     for module in (
         step, universal, universal_gradient, universal_step, head, dense, pgd, layers, train,
-        step_scaling, zoo, gradients, memory, warmup, moosavi, stop, overhead,
+        step_scaling, zoo, gradients, precision, memory, warmup, moosavi, stop, overhead,
     )
 }  # fmt: skip

@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import fastadv as fa
-from bench import gate, machine
+from bench import gate, images, machine
+from bench.images import Images
 from bench.store import Row, rows
 from bench.timing import Case, interleave
-from fastadv.cli import digits
 
 YARDSTICK = "none"
 BALL, STEP_SIZE = fa.Linf(0.2), 0.05
@@ -41,7 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[list[Row]]:
     """One table: the case says the robust accuracy and the forwards behind its time."""
-    model, x, y = _trained(_load(args.data), args.train_steps, args.batch)
+    data = images.load(args.data)
+    model, x, y = _trained(data, args.train_steps, args.batch)
     attack = fa.pgd(BALL, STEP_SIZE, args.steps)
     watched = _Watched(model, y)
     full = _craft(attack, watched, x, y)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> list[list[Row]]:
     times = interleave(cases, args.seconds, least_rounds=3, warm_up=0)
     fixed: dict[str, str | int] = {
         "benchmark": "stop", "shape": "x".join(map(str, x.shape)), "dtype": "float32",
-        "norm": f"linf, {'digits' if args.data is None else args.data.stem}, {args.steps} steps",
+        "norm": f"linf, {data.name}, {args.steps} steps",
         "threads": args.threads, "working_set": machine.fits(4 * x.numel()),
     }  # fmt: skip
     table = rows(times, {}, YARDSTICK, fixed)
@@ -121,26 +121,7 @@ def _text(stop: str | None, result: Result, watched: _Watched) -> str:
     return f"{stop}: {robust:.1%} robust, {result.forwards} forwards, {least:.3f}x least"
 
 
-@dataclass(frozen=True)
-class _Data:
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
-
-
-def _load(path: Path | None) -> _Data | digits.Digits:
-    if path is None:
-        return digits.load()
-    with np.load(path) as file:
-        x, x_test = (torch.from_numpy(file[name])[:, None] / 255 for name in ("x_train", "x_test"))
-        y, y_test = (torch.from_numpy(file[name]).long() for name in ("y_train", "y_test"))
-    return _Data(x, y, x_test, y_test)
-
-
-def _trained(
-    data: _Data | digits.Digits, steps: int, batch: int
-) -> tuple[nn.Module, Tensor, Tensor]:
+def _trained(data: Images, steps: int, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The net in eval mode, and `batch` test images from all over the set with their labels."""
     torch.manual_seed(0)
     side = data.x.shape[-1] // 4
@@ -156,5 +137,4 @@ def _trained(
         optimizer.zero_grad()
         loss(model, data.x[index], data.y[index]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    index = torch.linspace(0, len(data.x_test) - 1, batch).long()
-    return model.eval(), data.x_test[index].contiguous(), data.y_test[index]
+    return model.eval(), *data.some(batch)

@@ -31,11 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv as fa
-from bench import gate, machine
+from bench import gate, images, machine
 from bench.nets import lenet
 from bench.store import Row, rows
 from bench.timing import Times
-from fastadv.cli import digits
 
 YARDSTICK = "none"
 BATCH = 8
@@ -194,17 +193,10 @@ class Art:
 
 def _task(args: argparse.Namespace) -> Task:
     torch.manual_seed(0)
+    data = images.load(args.data)
+    x, test, y = data.x, data.x_test, data.y
     if args.data is None:
-        own = digits.load()
-        x, test = (functional.interpolate(t, size=(28, 28)) for t in (own.x, own.x_test))
-        y = own.y
-    else:
-        with np.load(args.data) as saved:
-            x, test = (
-                torch.from_numpy(saved[name]).float()[:, None] / 255
-                for name in ("x_train", "x_test")
-            )
-            y = torch.from_numpy(saved["y_train"]).long()
+        x, test = (functional.interpolate(t, size=(28, 28)) for t in (x, test))
     model = lenet()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(args.train_steps):

@@ -19,12 +19,14 @@ from bench import (
     gate,
     gradients,
     memory,
+    precision,
     run,
     step_memory,
     warmup,
     zoo,
 )
 from bench.nets import NETS, image_shape
+from fastadv.engine.dense_plan import multiplies_bfloat16
 
 SHARED = ("shape", "float32", "a net", 1)
 
@@ -181,3 +183,20 @@ def test_gradients_of_samples_that_a_net_is_sure_of():
         model[0].weight.copy_(torch.tensor([[14.0, 0, 0, 0], [0, 1, 0, 0]]))
     x = torch.tensor([[1.0, 0.2, 0.3, 0.4]])
     assert float(flips.errors(model, model, x, torch.tensor([0]))) < 1e-5
+
+
+def test_precision_has_both_on_both_nets(tmp_path):
+    code, rows = measure(tmp_path, "precision", "--train-steps", "20", "--images", "40")
+    assert [row["case"] for row in rows] == ["float32", "bfloat16"] * 2
+    assert all(0 <= float(row["robust"]) <= float(row["clean"]) <= 1 for row in rows)
+    if multiplies_bfloat16():
+        assert [int(row["narrow"]) > 0 for row in rows] == [False, True] * 2
+    apart = [abs(float(a["robust"]) - float(b["robust"])) for a, b in (rows[:2], rows[2:])]
+    assert code == (max(apart) > precision.APART)
+
+
+def test_precision_is_red_beyond_half_a_point():
+    row = precision.Row("precision", *SHARED, "float32", 0.9, 0.5, 0)
+    assert not precision.red([[row, dataclasses.replace(row, robust=0.505)]])
+    assert precision.red([[row, dataclasses.replace(row, robust=0.494)]])
+    assert precision.red([[row, dataclasses.replace(row, robust=math.nan)]])

@@ -209,9 +209,11 @@ class Compiled(Steady):
     def _is_plain(self, x: Tensor) -> bool:
         if not len(x) or inductor.serves(x):
             return not len(x) or inductor.why_plain() is not None
-        if self._bypass or x.device.type != "cpu" or not self._verdicts:
-            return bool(self._bypass) or x.device.type != "cpu"
-        # The key itself takes 20 us, as long as a layer; a forward of plain torch is right anyway.
+        if self._bypass or x.device.type != "cpu":
+            return True
+        if not self._verdicts:
+            return False
+        # The key takes 20 us, as long as a layer; and plain torch is right in any case.
         seen = x.shape, x.dtype, x.requires_grad, torch.is_grad_enabled(), torch.get_num_threads()
         if not self._held and seen in self._plain:
             return True

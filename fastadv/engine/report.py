@@ -15,7 +15,7 @@ class Row:
     op: str
     served_by: str
     why: str
-    call: Call | None = None  # as the table of speeds knows it
+    call: Call | None = field(default=None, compare=False, repr=False)  # as speeds.csv knows it
 
 
 @dataclass(frozen=True)
