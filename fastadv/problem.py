@@ -40,15 +40,17 @@ class Problem:
     checked: bool = False
     signs_serve: bool = False  # of the gradient only signs are taken: an infinite one has one
 
-    def gradient(
-        self, x_adv: Tensor, pulled: tuple[Tensor, Pull] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(loss (N,), its gradient (N, *shape), fooled (N,)) at x_adv: one forward, one backward.
 
-        Only the input's gradient is asked for: no parameter gets one. pulled: the model's vjp
-        there, where it was taken.
+        Only the input's gradient is asked for: no parameter gets one.
         """
-        pulled = vjp(self.model, x_adv) if pulled is None else pulled
+        return self.gradient_by(vjp(self.model, x_adv), x_adv)
+
+    def gradient_by(
+        self, pulled: tuple[Tensor, Pull] | None, x_adv: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """gradient, by the model's vjp at x_adv; None: it has none, and autograd serves."""
         if pulled is not None:
             loss, logits_grad, fooled = self._head(pulled[0])
             grad = pulled[1](logits_grad)

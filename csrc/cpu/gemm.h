@@ -19,8 +19,9 @@ constexpr int kRows = 6, kAtOnce = 1;  // 12 of 16
 constexpr int kRows = 2, kAtOnce = 1;  // 8 of 16
 #endif
 
-// Steps of the depth that are summed in a row. A sum's rounding grows with the square root of the
-// terms in a row: with 512 channels in one row twice as much was rounded as in four.
+// Steps of the depth (of bfloat16 two numbers each) that are summed in a row. A sum's rounding
+// grows with the square root of the terms in a row: with 512 channels in one row twice as much was
+// rounded as in four.
 constexpr int64_t kSummed = 128;
 
 // How numbers are multiplied: float32, or pairs of bfloat16 in the place of one, summed in float32.

@@ -69,7 +69,6 @@ class Compiled(Steady):
         self._agreed: dict[Hashable, bool] = {}  # whether a variant's halves are the model
         self._mine = local()  # how often this thread is inside `held`
         self._verdicts: dict[Hashable, Verdict] = {}  # of the variants not worth their calls
-        self._plain: set[Hashable] = set()  # forwards of those
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
@@ -213,14 +212,9 @@ class Compiled(Steady):
             return True
         if not self._verdicts:
             return False
-        # The key takes 20 us, as long as a layer; and plain torch is right in any case.
-        seen = x.shape, x.dtype, x.requires_grad, torch.is_grad_enabled(), torch.get_num_threads()
-        if not self._held and seen in self._plain:
-            return True
         key = without_layout(self._key(x))
         if len(x) >= self._verdicts.get(key, Verdict()).graph:
             return False
-        self._plain.add(seen)
         # In an attack the calls that cost more are made once, and its other steps go without.
         return not self._held or self._halves(key, len(x)) is None
 

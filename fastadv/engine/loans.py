@@ -37,15 +37,18 @@ class _Loans:
         if lent is None:
             place: Place = module._parameters
             saved: Saved = ((place, place.copy()),)
-            for name, parameter in saved[0][1].items():
-                if parameter is not None:
-                    place[name] = self._lent(parameter, lend)
+            given: list[Place] = [
+                {name: self._lent(p, lend) for name, p in place.items() if p is not None}
+            ]
             if module.training:
-                saved = (*saved, (module._buffers, module._buffers.copy()))
-                for name, buffer in saved[1][1].items():
-                    if buffer is not None:
-                        module._buffers[name] = buffer.detach().clone()
-            self.modules[module] = 1, saved, lend
+                buffers = module._buffers
+                saved = (*saved, (buffers, buffers.copy()))
+                given.append(
+                    {name: b.detach().clone() for name, b in buffers.items() if b is not None}
+                )
+            self.modules[module] = 1, saved, lend  # what may fail has been done
+            for (at, _), tensors in zip(saved, given, strict=True):
+                at.update(tensors)
         elif lent[2] != lend:
             raise RuntimeError(
                 "two compiled models that share this model ran in two threads at once, on copies "

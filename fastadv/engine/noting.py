@@ -242,8 +242,8 @@ class Calls:
     @contextmanager
     def noting(self, arena: Pool, keeps: bool = False) -> Iterator[Note]:
         """This thread's calls are noted, and their memory is the arena's."""
-        self._begin()
         try:
+            self._begin()
             with pool.replaced_by(arena), Note(self, keeps) as note:
                 yield note
         finally:

@@ -184,6 +184,8 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool, batch: int) -> Row:
         return Row(name, f"gradient {shape}", "ATen", "its weights ask for a gradient")
     result, like = item(node, 0), value(x)
     kernel, why, place = choose(node, native, bfloat16, batch)
+    if kernel is None and not all(isinstance(size, int) for size in like.shape[1:]):
+        return Row(name, f"gradient {shape}", "ATen", "its image's size is not known", place)
     if kernel is None:
         args = (grad, weight, tuple(like.shape[1:]), *node.args[4:10])
         y = value(result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -123,12 +123,12 @@ def current() -> Speeds:
 
 def threads() -> int:
     """The thread count whose rows serve: the largest measured that torch has, or the least."""
-    return _threads(torch.get_num_threads())
+    return _threads(torch.get_num_threads(), tuple(table()))
 
 
 @lru_cache
-def _threads(mine: int) -> int:
-    counts = sorted({count for _, count in table()})
+def _threads(mine: int, parts: Sequence[tuple[str, int]]) -> int:
+    counts = sorted({count for _, count in parts})
     return max((c for c in counts if c <= mine), default=counts[0])
 
 

@@ -14,6 +14,7 @@ from nets import ResNet18, ViT
 from test_live import in_threads
 from test_plan import Noisy, Odd, Residual, Sees, data, gray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import fastadv as fa
@@ -286,3 +287,32 @@ def test_a_step_allocates_nothing(
     ((others, taken, fresh),) = seen
     assert (others, taken) == (0, 0)
     assert fresh < 20  # a page a step; the smallest result here has two
+
+
+class Prototypes(nn.Module):
+    """Logits that are dense, and not contiguous."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.kinds = nn.Parameter(torch.randn(classes, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.relu(self.conv(x)).mean((2, 3))
+        return (self.kinds @ features.T).T * 5
+
+
+@pytest.mark.parametrize("classes", [10, 128, 256])
+def test_what_a_step_needs_beside_its_plan_is_no_memory_of_the_plans(classes: int) -> None:
+    model = Prototypes(classes).eval()
+    x = torch.rand(16, 3, 8, 8)
+    both(fa.bim(fa.L2(2.0), 0.2, 8), warm(model, x), x)
+
+
+def test_a_step_asks_for_a_gradient_without_autograd_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Residual()
+    x, y = data(model, 4)
+    fast, asked = fa.compile(model), []
+    monkeypatch.setattr(Compiled, "vjp", lambda *args, **given: asked.append(args))
+    fa.bim(fa.Linf(0.1), 0.02, 5)(fast, x, y)
+    assert len(asked) == 5

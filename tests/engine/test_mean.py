@@ -31,6 +31,13 @@ def test_the_kernel_is_its_reference(channels: int, pixels: int) -> None:
         torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-6, atol=1e-6)
 
 
+def test_many_pixels_are_not_summed_in_one_row() -> None:
+    x = torch.rand(2, 50176, 20)
+    y = torch.empty(2, 20)
+    ops.mean_(y, x, False)
+    torch.testing.assert_close(y.double(), x.double().mean(1), rtol=2e-6, atol=0)
+
+
 @pytest.mark.parametrize("infinite", [False, True])
 @pytest.mark.parametrize("value", [0.0, torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("size", [1, 7, 300, 70001])

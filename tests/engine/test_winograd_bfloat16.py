@@ -112,6 +112,6 @@ def test_a_model_says_and_uses_it() -> None:
     fast = fa.compile(model, precision="bfloat16")
     (found,) = torch.autograd.grad(fast(x).square().sum(), x)
     (exact,) = torch.autograd.grad(model(x).square().sum(), x)
-    assert str(fast.report()).count("winograd, bfloat16") == 6
+    assert str(fast.report()).count("winograd, bfloat16") == 5  # the last gradient reads 5 channels
     cosine = F.cosine_similarity(found.flatten(1), exact.flatten(1))
     assert 0.98 < cosine.min() < 1 - 1e-7, "near the gradient, and not float32's"
