@@ -294,7 +294,7 @@ class Prototypes(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv = nn.Conv2d(8, 16, 3, padding=1)
         self.kinds = nn.Parameter(torch.randn(classes, 16))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -305,7 +305,7 @@ class Prototypes(nn.Module):
 @pytest.mark.parametrize("classes", [10, 128, 256])
 def test_what_a_step_needs_beside_its_plan_is_no_memory_of_the_plans(classes: int) -> None:
     model = Prototypes(classes).eval()
-    x = torch.rand(16, 3, 8, 8)
+    x = torch.rand(16, 8, 16, 16)
     both(fa.bim(fa.L2(2.0), 0.2, 8), warm(model, x), x)
 
 
