@@ -26,6 +26,9 @@ from fastadv.engine.graph import (
 from fastadv.engine.reference_direct import Geometry
 from fastadv.engine.speeds import ATEN, DIRECT, FOLD, WINOGRAD, Call, Case
 
+# ATen's call comes back to Python out of a plan, and the signs of the ReLU after it are one more
+# pass: LeNet with its first layer by ATen, in .84 of that layer's time, was 1.15 times as slow.
+NEAR = 1.25
 _TAPS = 64  # at most, in the kernels of ours
 _FEW = 8  # channels below which Winograd gains nothing worth its rounding: of an image's even
 # background it makes numbers that differ in their last bit, and a pooling then takes others
@@ -55,7 +58,8 @@ def choose(conv: fx.Node, native: bool, bfloat16: bool, batch: int) -> Choice:
 
 
 def fastest(able: Sequence[str], case: Case, precision: str) -> tuple[str | None, str]:
-    """The fastest of some kernels by the table, and how it compares to ATen; None: ATen is."""
+    """The fastest of some kernels by the table, and how it compares to ATen; None: ATen is faster,
+    by more than NEAR."""
     table = speeds.current()
     aten = table.seconds(ATEN, case, precision)
     found = {kernel: table.seconds(kernel, case, precision) for kernel in able}
@@ -63,7 +67,7 @@ def fastest(able: Sequence[str], case: Case, precision: str) -> tuple[str | None
     if aten is None or not measured:
         return None, "the table has nothing like it"
     kernel = min(measured, key=lambda k: measured[k])
-    if measured[kernel] >= aten:
+    if measured[kernel] >= NEAR * aten:
         return None, "ATen is faster by the table"
     return kernel, f"{aten / measured[kernel]:.1f} times ATen's speed by the table"
 
