@@ -142,8 +142,7 @@ class Objective:
         if self.head_number is None:
             loss, grad = self._differentiate(logits, y, target)
             return loss, grad, self.fooled(self.prediction(logits), labels, targeted)
-        first, second = (y, target) if targeted and self.targeted_needs_y else (labels, None)
-        assert first is not None
+        first, second = self.given(y, target)
         if (kind := self._of_pixels(logits)) is not None:
             counted = kind.counted(first)
             counted = counted if second is None else counted & kind.counted(second)
@@ -154,6 +153,13 @@ class Objective:
             loss, grad, prediction = ops.head(z, first, second, self.head_number, targeted)
             grad = grad.view(logits.shape)
         return loss, grad, self.fooled(prediction, labels, targeted)
+
+    def given(self, y: Tensor | None, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The labels as fused heads take them: without y where a targeted form plays without."""
+        alone = target is not None and not self.targeted_needs_y
+        first, second = (target, None) if alone else (y, target)
+        assert first is not None
+        return first, second
 
     def _of_pixels(self, logits: Tensor) -> ClassLabels | Probabilities | None:
         """The labels, where the loss is the mean over pixels: a callable takes maps as they are."""

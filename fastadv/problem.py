@@ -110,13 +110,8 @@ class Problem:
         self.checked = True
 
     def labels(self) -> tuple[Tensor, Tensor | None, bool]:
-        """(y, target, targeted) as the fused heads take them: of a targeted form that plays without
-        y, the target is the label."""
-        y, target = self.y, self.target
-        if target is not None and not self.objective.targeted_needs_y:
-            y, target = target, None
-        assert y is not None
-        return y, target, self.target is not None
+        """(y, target, targeted) as the fused heads take them."""
+        return *self.objective.given(self.y, self.target), self.target is not None
 
     def _head(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = logits.detach()

@@ -108,9 +108,10 @@ void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor par
 }
 
 // A block of tiles is transformed at once: as many as leave its transforms in half of an L2 cache
-// of 1 MiB, but two groups of rows. (With 256 channels 64 tiles were 1.15 times as slow as 14.) Of
-// weights that no cache holds each that is loaded is used often. Few blocks are cut by outputs too,
-// for the threads. No choice changes a result's bits.
+// of 1 MiB, but at least 14, two groups of gemm.h's rows. (With 256 channels 64 tiles were 1.15
+// times as slow as 14.) Weights of more than 16 MiB, which come from memory for each block, are
+// used for 112 tiles. Few blocks are cut by outputs too, for the threads. No choice changes a
+// result's bits.
 void run_winograd(WinogradArgs args, ParallelFor parallel) {
   note(args);
   const int64_t tile = args.form == kStridedGradient ? 8 : 4;
@@ -121,8 +122,8 @@ void run_winograd(WinogradArgs args, ParallelFor parallel) {
   if (tiles <= 0) return;
   const int64_t depth = args.bfloat16 ? (args.channels + 1) / 2 : args.channels;
   const bool wide = depth * args.outputs > 128 * 128;
-  const bool cached = 36 * 4 * depth * args.outputs <= 16 << 20;
-  constexpr int64_t kRows = 7, kTransformed = 512 * 1024;
+  constexpr int64_t kRows = 7, kTransformed = 512 * 1024, kCached = 16 << 20;
+  const bool cached = 36 * 4 * depth * args.outputs <= kCached;
   const int64_t width = depth + (wide ? panels * kPanel : 64);
   const int64_t fitting = kTransformed / (parts * 4 * width) / kRows * kRows;
   const int64_t most = cached ? std::clamp<int64_t>(fitting, 2 * kRows, 16 * kRows) : 16 * kRows;

@@ -21,7 +21,8 @@ FASTADV_NAMESPACE_BEGIN
 // points, with as few operations, 0, 1, -1, 1/2, -2 round least, .70 times as much as 0, 1, -1, 2,
 // -2, and for F(4,2) 0, 1, -1/2, -2, .66 times as much as 0, 1, -1, 2.
 
-// F(4,3): o <- B^T d for six vectors `step` apart, from their differences, x^2 - 1.
+// F(4,3): o <- B^T d for six vectors `step` apart, from their differences: but for those of 1 and
+// -1 the rows share the factor x^2 - 1.
 FASTADV_FN void transform_input3(const Floats* d, int step, Floats* o, int o_step) {
   const Floats two = constant<Floats>(2), half = constant<Floats>(.5f);
   const Floats more = constant<Floats>(1.5f);
@@ -48,7 +49,8 @@ FASTADV_FN void transform_output3(const Floats* m, int step, Floats* o, int o_st
   o[3 * o_step] = multiply_add(-eight, m4, multiply_add(eighth, m3, difference + m[5 * step]));
 }
 
-// F(4,2): o <- B^T d for five vectors, from their differences, x - 1.
+// F(4,2): o <- B^T d for five vectors, from their differences: but for that of 1 the rows share
+// the factor x - 1.
 FASTADV_FN void transform_input2(const Floats* d, int step, Floats* o, int o_step) {
   const Floats two = constant<Floats>(2), half = constant<Floats>(.5f);
   const Floats more = constant<Floats>(2.5f);
