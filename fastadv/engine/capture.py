@@ -185,7 +185,9 @@ class Compiled(Steady):
             layers: Layers | str = self._variants[key](self.module, marked)
         return layers
 
-    def _serve(self, x: Tensor) -> Any:
+    def _serve(self, x: Tensor, *more: Any, **named: Any) -> Any:
+        if more or named:
+            raise TypeError("`model` must be called with x alone: bind its other arguments first")
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a torch.Tensor, got {type(x).__name__}")
         with self._lock:

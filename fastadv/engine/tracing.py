@@ -45,10 +45,12 @@ def is_run(code: CodeType) -> bool:
 @contextmanager
 def limits(reshaped: bool = False) -> Iterator[None]:
     """Dynamo's limit on recompiles raises: past it, it would run the model as it is, in silence.
+    And Dynamo looks for hooks that came since it compiled: by default it would never call them.
 
     reshaped: for a model whose own views would raise, and only for it: Dynamo follows such a mode
     into functions that it would leave to Python.
     """
     views = Reshaped() if reshaped else nullcontext()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), quiet, views:
+    asked = {"fail_on_recompile_limit_hit": True, "skip_nnmodule_hook_guards": False}
+    with torch._dynamo.config.patch(asked), quiet, views:
         yield

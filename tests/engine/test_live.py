@@ -195,6 +195,28 @@ def test_a_parametrization_that_comes_changes_and_goes(base: nn.Module, name: st
     assert not torch.equal(grads[1], grads[2])
 
 
+@pytest.mark.parametrize("at", [0, 3, None])  # None: the model's own
+def test_hooks_that_come_and_go_are_called(base: nn.Module, at: int | None) -> None:
+    model = copy.deepcopy(base)
+    fast = compiled(model)
+    before, place = gradient(fast, X, Y)[1], model if at is None else model[at]  # type: ignore[index]
+    attack = fa.bim(fa.Linf(0.1), 0.02, 4)
+    attack(fast, X, Y)
+    hook = place.register_forward_hook(lambda module, given, result: result * -3)
+    found = gradient(fast, X, Y)[1]
+    torch.testing.assert_close(found, gradient(model, X, Y)[1], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(found, before, rtol=1e-2)
+    loss, expected = (attack.run(m, X, Y).loss for m in (fast, model))
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=1e-4)
+    hook.remove()
+    torch.testing.assert_close(gradient(fast, X, Y)[1], before, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_model_takes_x_alone(fast: Compiled) -> None:
+    with pytest.raises(TypeError, match="x alone"):
+        fast(X, scale=2.0)
+
+
 def foreach_adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.1, foreach=True)
 
