@@ -122,7 +122,7 @@ class Loops:
         """The first steps of a model's first attack compile and note its gradient, and the first
         of each looks whether it still fits: they go as ever."""
         assert isinstance(attack.rule, Rule)
-        self.notes = ["the last attack went step by step: no plan of its gradient was noted yet"]
+        self.notes = ["the last attack went step by step: its gradient had no plan"]
         sizes = [attack.rule.size(k) for k in range(attack.steps)]
         while sizes:
             sizes = sizes[self._take(attack, problem, x_adv, sizes) :]
