@@ -31,7 +31,7 @@ from bench.table_cases import cases
 from bench.timing import Clock
 from fastadv.engine import speeds
 from fastadv.engine.dense_plan import multiplies_bfloat16
-from fastadv.engine.speeds import ISAS, KERNELS, OWN, PASSES, Case
+from fastadv.engine.speeds import ISAS, KERNELS, LEARNING, OWN, PASSES, Case
 
 _LIMITS = {  # what holds the libraries under torch to an instruction set
     "avx512": {},
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
     parser.add_argument("--isa", nargs="+", choices=ISAS, default=list(reversed(ISAS)))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--op", nargs="+", help="measure, and replace, the rows of these alone")
     parser.add_argument("--seconds", type=float, default=0.1, help="a case takes about so long")
     parser.add_argument("--every", type=int, default=1, help="measure each n-th case alone, to try")
     parser.add_argument("--table", type=Path, default=speeds.PATH)
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _measure(args, args.isa[0], args.threads[0])
     given = ["--seconds", str(args.seconds), "--every", str(args.every)]
     given += ["--table", str(args.table), "--out", str(args.out)]
+    given += ["--op", *args.op] if args.op else []
     for isa in args.isa:
         for threads in args.threads:
             command = [sys.executable, "-m", "bench.table", "--here", "--isa", isa]
@@ -89,15 +91,16 @@ def _measure(args: argparse.Namespace, isa: str, threads: int) -> int:
     title = f"{isa}, {threads} thread(s)"
     try:
         with torch.no_grad():
-            for case in track(cases()[:: args.every], title):
+            asked = [case for case in cases() if not args.op or case.op in args.op]
+            for case in track(asked[:: args.every], title):
                 rows += _rows(case, isa, threads, args.seconds, clock)
-        costs = table_calls.cost(20 * args.seconds, clock)
-        for op, cost in zip(("graph", "layer"), costs, strict=True):
+        costs = () if args.op else table_calls.cost(20 * args.seconds, clock)
+        for op, cost in zip(("graph", "layer"), costs, strict=False):
             rows.append(_row(Case(op, 1, 1, 1, 1, 1, 1, 1), isa, threads, "float32", {OWN: cost}))
     except GateError as error:
         print(f"gate red, nothing of {title} is written: {error}", file=sys.stderr)
         return 1
-    write(args.table, isa, threads, rows)
+    write(args.table, isa, threads, rows, args.op)
     seconds = round(time.perf_counter() - began, 1)
     store.save([Part(isa, threads, len(rows), seconds)], args.out / "table.csv")
     print(f"{title}: {len(rows)} rows in {seconds:.0f} s, in {args.table}; {fa.backend()}")
@@ -108,7 +111,7 @@ def _rows(
     case: Case, isa: str, threads: int, seconds: float, clock: Clock
 ) -> list[dict[str, object]]:
     """A case's rows: one a precision, measured together."""
-    both = multiplies_bfloat16() and case.op not in PASSES
+    both = multiplies_bfloat16() and case.op not in PASSES | LEARNING
     precisions = ("float32", "bfloat16") if both else ("float32",)
     measured = table_kernels.measure(case, precisions, seconds, clock)
     return [_row(case, isa, threads, p, measured[p]) for p in precisions]
@@ -124,13 +127,21 @@ def _row(
     return {**place, **sizes, **more, **times}
 
 
-def write(path: Path, isa: str, threads: int, rows: list[dict[str, object]]) -> None:
-    """Puts a part in the place of what the table has of it."""
+def write(
+    path: Path,
+    isa: str,
+    threads: int,
+    rows: list[dict[str, object]],
+    ops: Sequence[str] | None = None,
+) -> None:
+    """Puts a part, or its rows of some ops, in the place of what the table has of it."""
     kept: list[dict[str, object]] = []
     if path.is_file():
         with path.open(newline="") as file:
             kept += csv.DictReader(file)
-    kept = [r for r in kept if (r["isa"], r["threads"]) != (isa, str(threads))] + rows
+    part = isa, str(threads)
+    kept = [r for r in kept if (r["isa"], r["threads"]) != part or (ops and r["op"] not in ops)]
+    kept += rows
     kept.sort(key=lambda r: (-ISAS.index(str(r["isa"])), int(str(r["threads"]))))
     draft = path.with_suffix(".part")
     with draft.open("w", newline="") as file:

@@ -71,6 +71,12 @@ def _all() -> Iterator[Case]:
             for inputs, outputs, pixels in layers:
                 for batch in BATCHES:
                     yield Case(op, *form, inputs, outputs, pixels, pixels, batch)
+    for inputs, outputs, pixels in _CONVOLUTIONS[3, 1]:
+        for batch in BATCHES:
+            yield Case("weight gradient", 3, 1, inputs, outputs, pixels, pixels, batch)
+    for form, layers in _CONVOLUTIONS.items():
+        for inputs, outputs in sorted({layer[:2] for layer in layers}):
+            yield Case("packing", *form, inputs, outputs, 1, 1, 1)
     for op in ("linear", "linear gelu", "linear times"):
         for inputs, outputs in _LINEAR if op == "linear" else _LINEAR[5:8]:
             for rows in _ROWS:

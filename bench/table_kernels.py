@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from bench import gate
+from bench import gate, table_learning
 from bench.table_convolutions import Convolution
 from bench.table_passes import pair
 from bench.timing import Clock, interleave
-from fastadv.engine.speeds import OWN, PLAIN, Case
+from fastadv.engine.speeds import LEARNING, OWN, PLAIN, Case
 
 Call = Callable[[], Tensor]
 # Of the result's norm: float32's roundings, Winograd's among them; bfloat16's factors have 8 bits.
@@ -22,6 +22,9 @@ def measure(
     case: Case, precisions: Sequence[str], seconds: float, clock: Clock
 ) -> dict[str, dict[str, float]]:
     """Seconds of a call by precision and kernel. Raises GateError where a kernel is wrong."""
+    if case.op in LEARNING:
+        timed = interleave(table_learning.gated(case), seconds, _LEAST, warm_up=0, clock=clock)
+        return {"float32": {kernel: times.quantile(50) for kernel, times in timed.items()}}
     find = _convolution if case.op in ("convolution", "gradient") else _other
     ours, torchs = find(case, precisions)
     given = {**ours, **{("", kernel): call for kernel, call in torchs.items()}}

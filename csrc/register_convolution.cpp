@@ -83,6 +83,25 @@ void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale
   fastadv::run_winograd_weights(args, parallel);
 }
 
+void winograd_weight_gradient(Tensor weight, Tensor scratch, Tensor x, Tensor grad,
+                              int64_t padding) {
+  const fastadv::WinogradArgs sizes = winograd_of(x, grad, padding, fastadv::kPlain);
+  fastadv::WinogradWeightGradientArgs args{};
+  args.samples = sizes.samples, args.height = sizes.height, args.width = sizes.width;
+  args.channels = sizes.channels, args.rows = sizes.rows, args.columns = sizes.columns;
+  args.outputs = sizes.outputs, args.padding = padding;
+  STD_TORCH_CHECK(args.samples > 0, "`x` must have samples");
+  check(weight, "weight", ScalarType::Float, {args.outputs, args.channels, 3, 3});
+  const int64_t floats_of = fastadv::learn_scratch(args);
+  STD_TORCH_CHECK(scratch.dim() == 1 && scratch.size(0) >= floats_of, "`scratch` must have ",
+                  floats_of, " numbers or more");
+  check(scratch, "scratch", ScalarType::Float, {scratch.size(0)});
+  args.x = floats(x), args.grad = floats(grad);
+  args.weight = static_cast<float*>(weight.mutable_data_ptr());
+  fastadv::run_winograd_weight_gradient(args, static_cast<float*>(scratch.mutable_data_ptr()),
+                                        parallel);
+}
+
 // Raises unless these are the sizes of a convolution: x (N, H, W, C) and y, or, for a gradient, the
 // other way round.
 fastadv::DirectArgs convolution_of(const Tensor& y, const Tensor& x, const Tensor& weights,
@@ -240,6 +259,7 @@ void mean(Tensor y, Tensor x, bool gradient) {
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("winograd_", TORCH_BOX(&winograd));
   m.impl("winograd_weights_", TORCH_BOX(&winograd_weights));
+  m.impl("winograd_weight_gradient_", TORCH_BOX(&winograd_weight_gradient));
   m.impl("direct_", TORCH_BOX(&direct));
   m.impl("fold_", TORCH_BOX(&fold));
   m.impl("max_pool_", TORCH_BOX(&max_pool));

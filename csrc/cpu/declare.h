@@ -21,6 +21,8 @@ void uniform(const UniformArgs&, int64_t begin, int64_t end);
 
 void winograd(const WinogradArgs&, int64_t begin, int64_t end);
 void winograd_weights(const WinogradWeightsArgs&, int64_t begin, int64_t end);
+void winograd_learn_tiles(const WinogradWeightGradientArgs&, int64_t begin, int64_t end);
+void winograd_learn_taps(const WinogradWeightGradientArgs&, int64_t begin, int64_t end);
 void direct(const DirectArgs&, int64_t begin, int64_t end);
 void fold(const DirectArgs&, int64_t begin, int64_t end);
 void linear(const LinearArgs&, int64_t begin, int64_t end);

@@ -57,6 +57,25 @@ struct WinogradWeightsArgs {
 };
 using WinogradWeightsKernel = void (*)(const WinogradWeightsArgs&, int64_t begin, int64_t end);
 
+// The gradient of a 3x3 convolution of stride 1 by its weights (winograd_weight_gradient.cpp).
+constexpr int64_t kLearnTiles = 64;                       // at most, transformed together
+constexpr int64_t kLearnOutputs = 2, kLearnChannels = 4;  // panels of a task
+struct WinogradWeightGradientArgs {
+  const float* x;     // (samples, height, width, channels)
+  const float* grad;  // (samples, rows, columns, outputs)
+  float* weight;      // (outputs, channels, 3, 3): its gradient
+  float* patches;     // of a block's tiles: (panels of channels, 36, apart, kPanel)
+  float* tiles;       // (panels of outputs, 36, apart, kPanel)
+  float* sums;        // of all tasks, from block to block; null where there is one block
+  int64_t samples, height, width, channels, rows, columns, outputs;
+  int64_t padding;
+  int64_t first, count;  // the block's tiles
+  int64_t apart;         // tiles from a part to the next: odd, or all would share a cache's sets
+  bool last;             // block
+};
+using WinogradWeightGradientKernel = void (*)(const WinogradWeightGradientArgs&, int64_t begin,
+                                              int64_t end);
+
 // Any convolution of one group, channels last (direct.cpp), or its gradient by its input (fold.cpp:
 // then x is the gradient of the output, and rows, columns and outputs are the input's).
 constexpr int64_t kDirectDepth = 256;  // numbers of an output's taps that are multiplied at once
@@ -262,7 +281,9 @@ struct Kernels {
   DigestKernel digest[kDTypes];
   UniformKernel uniform[2];  // float32, float64
   WinogradKernel winograd;
-  WinogradWeightsKernel winograd_weights;  // rows: a panel's channel, or two of bfloat16
+  WinogradWeightsKernel winograd_weights;             // rows: a panel's channel, or two of bfloat16
+  WinogradWeightGradientKernel winograd_learn_tiles;  // tiles of the block
+  WinogradWeightGradientKernel winograd_learn_taps;   // tasks
   DirectKernel direct;
   DirectKernel fold;
   LinearKernel linear;

@@ -145,6 +145,47 @@ void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel)
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+namespace {
+
+// How a gradient by weights is cut: blocks of tiles, and tasks of outputs and channels.
+struct Learning {
+  int64_t tiles, blocks, block, apart, across, down, tasks;
+  explicit Learning(const WinogradWeightGradientArgs& args)
+      : tiles(args.samples * ((args.rows + 3) / 4) * ((args.columns + 3) / 4)),
+        blocks((tiles + kLearnTiles - 1) / kLearnTiles),
+        block((tiles + blocks - 1) / blocks),
+        apart(block | 1),
+        across((args.channels + kPanel - 1) / kPanel),
+        down((args.outputs + kPanel - 1) / kPanel),
+        tasks((across + kLearnChannels - 1) / kLearnChannels *
+              ((down + kLearnOutputs - 1) / kLearnOutputs)) {}
+};
+
+}  // namespace
+
+int64_t learn_scratch(const WinogradWeightGradientArgs& args) {
+  const Learning of(args);
+  const int64_t sums = of.tasks * kLearnOutputs * kLearnChannels * kPanel * kPanel;
+  return 36 * ((of.across + of.down) * of.apart * kPanel + (of.blocks > 1 ? sums : 0));
+}
+
+void run_winograd_weight_gradient(WinogradWeightGradientArgs args, float* scratch,
+                                  ParallelFor parallel) {
+  const Learning of(args);
+  args.apart = of.apart;
+  args.patches = scratch;
+  args.tiles = args.patches + 36 * of.across * of.apart * kPanel;
+  args.sums = of.blocks > 1 ? args.tiles + 36 * of.down * of.apart * kPanel : nullptr;
+  for (args.first = 0; args.first < of.tiles; args.first += of.block) {
+    args.count = std::min(of.block, of.tiles - args.first);
+    args.last = args.first + args.count == of.tiles;
+    over(args.count, 16, parallel,
+         [&](int64_t begin, int64_t end) { kernels().winograd_learn_tiles(args, begin, end); });
+    over(of.tasks, 1, parallel,
+         [&](int64_t begin, int64_t end) { kernels().winograd_learn_taps(args, begin, end); });
+  }
+}
+
 // A block's sums and gathered pixels stay in half of an L2 cache; rows in sevens, as gemm.h takes
 // them. Its size changes no result's bits.
 void run_direct(DirectArgs args, ParallelFor parallel) {

@@ -23,6 +23,10 @@ void run_attention(const AttentionArgs& args, ParallelFor parallel);
 void run_norm(const NormArgs& args, ParallelFor parallel);
 void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel);
 void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel);
+// `scratch` holds learn_scratch(args) floats.
+void run_winograd_weight_gradient(WinogradWeightGradientArgs args, float* scratch,
+                                  ParallelFor parallel);
+int64_t learn_scratch(const WinogradWeightGradientArgs& args);
 void run_affine_relu(const AffineReluArgs& args, ParallelFor parallel);
 void run_relu(const ReluArgs& args, ParallelFor parallel);
 void run_mean(const MeanArgs& args, ParallelFor parallel);

@@ -31,6 +31,8 @@ const Kernels& table() {
       .uniform = {uniform<float>, uniform<double>},
       .winograd = winograd,
       .winograd_weights = winograd_weights,
+      .winograd_learn_tiles = winograd_learn_tiles,
+      .winograd_learn_taps = winograd_learn_taps,
       .direct = direct,
       .fold = fold,
       .linear = linear,

@@ -9,7 +9,7 @@ from fastadv.engine.pool import pool
 from fastadv.engine.reference import sign_bytes
 from fastadv.engine.reference_direct import Geometry, Pair, direct_weights
 from fastadv.engine.reference_pool import room
-from fastadv.engine.reference_winograd import transformed_shape
+from fastadv.engine.reference_winograd import learn_scratch, transformed_shape
 
 _ops = torch.ops.fastadv
 
@@ -44,6 +44,15 @@ def winograd_weights(
     packed = pool.empty(shape, dtype)
     _ops.winograd_weights_(packed, weight.detach().contiguous(), scale, gradient, strided)
     return packed
+
+
+def winograd_weight_gradient(x: Tensor, grad: Tensor, padding: int) -> Tensor:
+    """The gradient (K, C, 3, 3) of a convolution of stride 1 by its weights."""
+    rows, grads = _rows(x), _rows(grad)
+    weight = pool.empty((grad.shape[1], x.shape[1], 3, 3), torch.float32)
+    scratch = pool.empty((learn_scratch(rows, grads),), torch.float32)
+    _ops.winograd_weight_gradient_(weight, scratch, rows, grads, padding)
+    return weight
 
 
 def convolve(

@@ -23,6 +23,7 @@ from fastadv.engine.formats import (
     is_image,
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
+from fastadv.engine.learning import learn
 from fastadv.engine.loans import Lend, alias, detached, trains
 from fastadv.engine.loop import Loops
 from fastadv.engine.replay import Replays
@@ -77,9 +78,11 @@ class Compiled(Steady):
         self._static_batch = False
         self._reshaped = False  # whether views of the model's own need another layout,
         self._contiguous = False  # and whether it writes on them: then images stay as they are
+        self._learning: dict[Hashable, Row] = {}  # what serves the layers where they learn
         self._print = print_report
         # An outer torch.compile breaks its graph here. Not a decorator: it imports Dynamo, 1.5 s.
         self.forward = torch.compiler.disable(self._serve)  # type: ignore[no-untyped-call]
+        self.learn = torch.compiler.disable(self.learn)  # type: ignore[method-assign, no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
         from fastadv.engine.entry import compile
@@ -102,7 +105,8 @@ class Compiled(Steady):
             notes.append(f"packed weights: {size / 2**20:.1f} MiB")
         if size := self._copies.bytes:
             notes.append(f"copies of weights: {size / 2**20:.1f} MiB, written anew each attack")
-        return Report(dict(self._graphs), tuple(notes))
+        learning = {"learn": tuple(self._learning.values())} if self._learning else {}
+        return Report({**self._graphs, **learning}, tuple(notes))
 
     def attack_plan(self, attack: Attack, problem: Problem) -> Climb | None:
         """All steps of an attack, from x_adv to its last iterate: as one call, as a noted step
@@ -115,6 +119,13 @@ class Compiled(Steady):
             elif plan is None and not (self._plans.found or self._bypass):
                 plan = self._loops.plan(attack, problem)
             return plan
+
+    def learn(self, x: Tensor) -> Any:
+        """module(x) in the module's own mode, with gradients by its weights too, and its statistics
+        updated: what to train by. Convolutions run on kernels of ours, where those are faster."""
+        if self._bypass:
+            return self.module(x)
+        return learn(self.module, x, self._contiguous, self._learning)
 
     @contextmanager
     def held(self) -> Iterator[None]:

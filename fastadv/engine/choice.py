@@ -46,14 +46,15 @@ def choose(conv: fx.Node, native: bool, bfloat16: bool, batch: int) -> Choice:
         return Choice(None, "no compiled kernels")
     if why := _no_kernel_of_ours(conv):
         return Choice(None, why)
-    why_not_winograd, why_not_direct = _why_not_winograd(conv), _why_not_direct(conv)
-    able = [] if why_not_winograd else [WINOGRAD]
-    able += [] if why_not_direct else [FOLD if is_gradient(conv) else DIRECT]
+    geometry, channels = geometry_of(conv), int(_images(conv)[0].shape[1])
+    no_winograd, no_direct = why_not_winograd(geometry, channels), why_not_direct(geometry)
+    able = [] if no_winograd else [WINOGRAD]
+    able += [] if no_direct else [FOLD if is_gradient(conv) else DIRECT]
     if not able:
-        return Choice(None, f"{why_not_winograd}, and {why_not_direct}")
+        return Choice(None, f"{no_winograd}, and {no_direct}")
     case, precision = case_of(conv), "bfloat16" if bfloat16 else "float32"
     kernel, why = fastest(able, case._replace(batch=size_at(case.batch, batch)), precision)
-    said = ", ".join(part for part in (why_not_winograd, why) if part)
+    said = ", ".join(part for part in (no_winograd, why) if part)
     return Choice(kernel, said, Call(kernel or ATEN, case, precision))
 
 
@@ -125,18 +126,19 @@ def _no_kernel_of_ours(conv: fx.Node) -> str | None:
     return None
 
 
-def _why_not_winograd(conv: fx.Node) -> str | None:
-    kernel, stride, padding, dilation = geometry_of(conv)
+def why_not_winograd(geometry: Geometry, channels: int) -> str | None:
+    """Why Winograd's kernel cannot read `channels` for a convolution, or its gradient."""
+    kernel, stride, padding, dilation = geometry
     if kernel != (3, 3):
         return "is not 3x3"
     if stride not in ((1, 1), (2, 2)) or dilation != (1, 1):
         return f"stride {list(stride)}, dilation {list(dilation)}"
     if padding not in ((0, 0), (1, 1), (2, 2)) or (stride == (2, 2) and padding != (1, 1)):
         return f"padding {list(padding)}, stride {list(stride)}"
-    channels = int(_images(conv)[0].shape[1])
     return f"{channels} channels are too few for a transform" if channels < _FEW else None
 
 
-def _why_not_direct(conv: fx.Node) -> str | None:
-    kernel, _, _, _ = geometry_of(conv)
+def why_not_direct(geometry: Geometry) -> str | None:
+    """Why the direct kernel cannot."""
+    kernel, _, _, _ = geometry
     return "its kernel is too large" if kernel[0] * kernel[1] > _TAPS else None

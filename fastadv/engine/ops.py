@@ -31,6 +31,12 @@ _define(
     no_result,
 )
 _define(
+    "winograd_weight_gradient_",
+    "(Tensor(a!) weight, Tensor(b!) scratch, Tensor x, Tensor grad, int padding) -> ()",
+    reference_winograd.winograd_weight_gradient_,
+    no_result,
+)
+_define(
     "direct_",
     "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
     "int[] kernel, int[] stride, int[] padding, int[] dilation, bool relu) -> ()",

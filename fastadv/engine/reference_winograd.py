@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from fastadv.engine.reference import PANEL, panels, relu_, unpack_signs
 
@@ -81,6 +82,7 @@ class Form:
 
 
 PLAIN, STRIDED, STRIDED_GRADIENT = range(3)  # as in csrc/cpu/kernels.h
+LEARN_TILES, LEARN_PANELS = 64, (2, 4)  # the same
 _FORMS = (Form(_AT3, _BT3, 4), Form(*_strided(), 8), Form(*_strided_gradient(), 4))
 
 
@@ -166,3 +168,26 @@ def winograd_(
     if relu:
         relu_(v, signs, v, None, None)
     y.copy_(v if mask is None else torch.where(unpack_signs(mask, outputs), v, 0))
+
+
+def learn_scratch(x: Tensor, grad: Tensor) -> int:
+    """How many numbers winograd_weight_gradient_ needs to work with."""
+    (_, _, _, channels), (n, rows, columns, outputs) = x.shape, grad.shape
+    tiles = n * -(-rows // 4) * -(-columns // 4)
+    blocks = max(1, -(-tiles // LEARN_TILES))
+    block, across, down = -(-tiles // blocks), panels(channels), panels(outputs)
+    tasks = -(-across // LEARN_PANELS[1]) * -(-down // LEARN_PANELS[0])
+    sums = tasks * math.prod(LEARN_PANELS) * PANEL**2 if blocks > 1 else 0
+    return 36 * ((across + down) * (block | 1) * PANEL + sums)
+
+
+def winograd_weight_gradient_(
+    weight: Tensor,  # (K, C, 3, 3)
+    scratch: Tensor,
+    x: Tensor,  # (N, H, W, C)
+    grad: Tensor,  # (N, rows, columns, K)
+    padding: int,
+) -> None:
+    """weight <- the gradient of a convolution of stride 1 by its weights."""
+    images, grads = x.permute(0, 3, 1, 2), grad.permute(0, 3, 1, 2)
+    weight.copy_(conv2d_weight(images, weight.shape, grads, padding=padding))  # type: ignore[no-untyped-call]

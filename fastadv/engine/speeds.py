@@ -30,6 +30,7 @@ WINOGRAD, DIRECT, FOLD, OWN, ATEN, PLAIN = KERNELS = (
 PASSES = frozenset(  # over numbers, without a product of channels
     ("pool", "pool gradient", "norm", "norm gradient", "layer norm", "layer norm gradient")
 )
+LEARNING = frozenset(("weight gradient", "packing"))  # what only weights that learn ask for
 _TORCHS = (ATEN, PLAIN)
 _NEIGHBOURS = 4
 

@@ -32,8 +32,9 @@ def training_loss(attack: Attack, loss: ObjectiveLike | None) -> Objective:
 
 
 def learner(model: Model) -> Model:
-    """What learns: of a compiled model, which has no gradients for weights, the model itself."""
-    return model.module if isinstance(model, Compiled) else model
+    """What learns: of a compiled model, whose forward has no gradients for weights, the model
+    itself on the engine's kernels."""
+    return model.learn if isinstance(model, Compiled) else model
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Madry:
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of `model`, in the mode that it is in, on x_adv: call .backward() on it.
 
-        A compiled model crafts, and the model itself learns.
+        A compiled model crafts, and its `learn` is what learns.
         """
         x_adv = self.attack(model, x, y)
         return training_loss(self.attack, self.loss)(learner(model)(x_adv), y).mean()

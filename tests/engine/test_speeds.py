@@ -12,7 +12,18 @@ from tables import CASE, EMPTY
 import fastadv as fa
 from bench.table_cases import cases
 from fastadv.engine import speeds
-from fastadv.engine.speeds import ATEN, DIRECT, FOLD, ISAS, OWN, PASSES, PLAIN, WINOGRAD, Case
+from fastadv.engine.speeds import (
+    ATEN,
+    DIRECT,
+    FOLD,
+    ISAS,
+    LEARNING,
+    OWN,
+    PASSES,
+    PLAIN,
+    WINOGRAD,
+    Case,
+)
 
 CONVOLUTIONS = ("convolution", "gradient")
 TABLE = speeds.read(speeds.PATH)
@@ -110,7 +121,7 @@ def test_the_checked_in_table_is_complete(isa: str) -> None:
     for part in parts.values():
         for precision in ("float32", "bfloat16") if isa == "avx512" else ("float32",):
             for case in cases():
-                if precision == "float32" or case.op not in PASSES:
+                if precision == "float32" or case.op not in PASSES | LEARNING:
                     found = [m.seconds for m in part[case.op, precision] if m.case == case]
                     assert len(found) == 1, case
                     assert set(found[0]) == kernels_of(case), case
@@ -119,6 +130,11 @@ def test_the_checked_in_table_is_complete(isa: str) -> None:
 
 
 def kernels_of(case: Case) -> set[str]:
+    if case.op == "weight gradient":
+        return {WINOGRAD, ATEN, PLAIN}
+    if case.op == "packing":
+        winograd = {WINOGRAD} if case.window == 3 else set()
+        return {DIRECT, FOLD} | winograd
     if case.op not in CONVOLUTIONS:
         return {OWN, PLAIN}
     found = {ATEN, PLAIN, FOLD if case.op == "gradient" else DIRECT}

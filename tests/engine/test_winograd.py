@@ -15,6 +15,7 @@ from fastadv.engine.reference_winograd import (
     PLAIN,
     STRIDED,
     STRIDED_GRADIENT,
+    learn_scratch,
     winograd_,
     winograd_weights,
 )
@@ -200,6 +201,15 @@ def test_what_would_leave_the_memory_raises(change: dict[str, object], message: 
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         ops.winograd_(*(given_ | change).values())
+
+
+def test_schema_and_fake_of_a_gradient_by_weights() -> None:
+    x, grad = torch.randn(2, 4, 4, 5), torch.randn(2, 4, 4, 7)
+    torch.library.opcheck(
+        ops.winograd_weight_gradient_.default,
+        (torch.zeros(7, 5, 3, 3), torch.zeros(learn_scratch(x, grad)), x, grad, 1),
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
 
 @pytest.mark.parametrize("op", ["winograd_", "relu_"])

@@ -1,0 +1,268 @@
+"""fast.learn: the model's own forward and all its gradients, on kernels of ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fastadv as fa
+from fastadv.engine import calls, learning
+from fastadv.engine.learning import Kernels
+from fastadv.engine.reference_winograd import learn_scratch
+from fastadv.engine.speeds import ATEN, DIRECT, FOLD, PLAIN, WINOGRAD
+
+OURS = Kernels(WINOGRAD, WINOGRAD, WINOGRAD)
+native = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
+
+
+@pytest.fixture(params=[OURS, Kernels(DIRECT, FOLD, ATEN), Kernels(PLAIN, PLAIN, PLAIN)], ids=str)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """What serves every convolution, whatever the table says."""
+    monkeypatch.setattr(learning, "_kernels_of", lambda *_: request.param)
+    return request.param  # type: ignore[no-any-return]
+
+
+def smooth_net(inplace: bool = False) -> nn.Sequential:
+    """Without kinks, so that a gradient is as near as its numbers."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(9, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.Softplus(),
+        nn.Conv2d(16, 24, 3, padding=1), nn.ELU(inplace=inplace), nn.Conv2d(24, 8, 3), nn.Tanh(),
+        nn.Flatten(), nn.Linear(8 * 7 * 5, 5),
+    )  # fmt: skip
+
+
+def data(n: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(n, 9, 9, 7, generator=generator)
+    return x, torch.randint(5, (n,), generator=generator)
+
+
+def gradients(
+    forward: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, y: Tensor
+) -> list[Tensor]:
+    """The loss, its gradients by x and by the weights, and the buffers after it."""
+    x = x.detach().clone().requires_grad_()
+    loss = F.cross_entropy(forward(x), y)
+    model.zero_grad()
+    loss.backward()
+    found = [loss.detach(), x.grad, *(p.grad for p in model.parameters())]
+    return [t.clone() for t in (*found, *model.buffers()) if t is not None]
+
+
+def close(got: list[Tensor], exact: list[Tensor], tolerance: float = 2e-5) -> None:
+    assert len(got) == len(exact)
+    for one, other in zip(got, exact, strict=True):
+        error = (one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-9)
+        assert float(error) <= tolerance
+
+
+@native
+def test_loss_gradients_and_statistics_are_float64s(kernels: Kernels) -> None:
+    model, (x, y) = smooth_net(), data()
+    exact = copy.deepcopy(model).double()
+    fast = fa.compile(model)
+    got = gradients(fast.learn, model, x, y)
+    close(got, gradients(exact, exact, x.double(), y))
+    layers = {row.layer: row.served_by for row in fast.report().graphs["learn"]}
+    assert layers == dict.fromkeys(("0", "3", "5"), ", ".join(kernels))
+
+
+@native
+@pytest.mark.parametrize("stride", [1, 2])
+def test_strides_and_biases(kernels: Kernels, stride: int) -> None:
+    if stride == 2 and kernels == OURS:
+        kernels = learning.Kernels(WINOGRAD, WINOGRAD, ATEN)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(12, 20, 3, stride, 1)
+    exact = copy.deepcopy(conv).double()
+    model = nn.Sequential(conv, nn.Flatten())
+    x, y = torch.rand(3, 12, 9, 6), torch.arange(3)
+    fast = fa.compile(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "_kernels_of", lambda *_: kernels)
+        got = gradients(fast.learn, model, x, y)
+    close(got, gradients(nn.Sequential(exact, nn.Flatten()), exact, x.double(), y))
+
+
+@native
+@pytest.mark.parametrize("in_format", [torch.contiguous_format, torch.channels_last])
+def test_images_of_either_format(kernels: Kernels, in_format: torch.memory_format) -> None:
+    model, (x, y) = smooth_net(inplace=True).eval(), data(1)
+    exact = copy.deepcopy(model).double()
+    got = gradients(fa.compile(model).learn, model, x.to(memory_format=in_format), y)
+    close(got, gradients(exact, exact, x.double(), y))
+    assert all(p.grad is not None and p.grad.is_contiguous() for p in model.parameters())
+
+
+@native
+def test_a_gradient_of_a_gradient_is_torchs(kernels: Kernels) -> None:
+    model, (x, y) = smooth_net(), data()
+    exact = copy.deepcopy(model).double()
+
+    def penalty(forward: Callable[[Tensor], Tensor], of: nn.Module, x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(forward(x), y), x, create_graph=True)
+        of.zero_grad()
+        grad.square().sum().backward()
+        return [p.grad for p in of.parameters() if p.grad is not None]
+
+    got = penalty(fa.compile(model).learn, model, x)
+    assert len(got) > 5
+    close(got, penalty(exact, exact, x.double()), 1e-4)
+
+
+@native
+def test_frozen_weights_get_no_gradient_and_the_rest_do(kernels: Kernels) -> None:
+    model, (x, y) = smooth_net(), data()
+    model[0].weight.requires_grad_(False)
+    exact = copy.deepcopy(model).double()
+    fast = fa.compile(model)
+    for one, forward, images in ((model, fast.learn, x), (exact, exact, x.double())):
+        one.zero_grad()
+        F.cross_entropy(forward(images), y).backward()
+    assert model[0].weight.grad is None
+    got, expected = (
+        [p.grad for p in one.parameters() if p.grad is not None] for one in (model, exact)
+    )
+    close(got, expected)
+
+
+class Viewing(nn.Module):
+    """x.view after a convolution, and, where it `writes`, in place on it."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.conv, self.writes = nn.Conv2d(9, 16, 3, padding=1), writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        flat = y.view(len(x), -1)
+        if self.writes:
+            flat.mul_(2)
+        return flat[:, :5] * y.mean((1, 2, 3))[:, None]
+
+
+@native
+def test_views_that_were_written_for_contiguous_images_hold(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Viewing(writes=False), data()
+    exact = copy.deepcopy(model).double()
+    got = gradients(fa.compile(model).learn, model, x, y)
+    close(got, gradients(exact, exact, x.double(), y))
+
+
+@native
+def test_a_write_through_such_a_view_is_an_error_or_right(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Viewing(writes=True), data()
+    exact = copy.deepcopy(model).double()
+    fast = fa.compile(model)
+    with pytest.raises(RuntimeError, match=r"writes in place on a view.*`fast.module`"):
+        fast.learn(x)
+    fast(x.clone().requires_grad_())  # which finds out, and leaves images as they are
+    close(gradients(fast.learn, model, x, y), gradients(exact, exact, x.double(), y))
+
+
+@native
+def test_what_no_kernel_serves_is_torchs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(9, 18, 3, groups=3), nn.Conv2d(18, 9, 3, padding="same"),
+        nn.ConvTranspose2d(9, 9, 3), nn.Conv2d(9, 2, 9, padding=1),
+    )  # fmt: skip
+    fast, (x, _) = fa.compile(model), data()
+    torch.testing.assert_close(fast.learn(x), model(x), rtol=1e-5, atol=1e-6)
+    for images in (x.double(), x.bfloat16()):
+        one = copy.deepcopy(model).to(images.dtype)
+        torch.testing.assert_close(fa.compile(one).learn(images), one(images))
+    with torch.autocast("cpu"):
+        torch.testing.assert_close(fast.learn(x), model(x))
+    with torch.no_grad():
+        torch.testing.assert_close(fast.learn(x), model(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fast.learn(x[:0]), model(x[:0]))
+
+
+@native
+def test_a_mistake_is_torchs_own_error() -> None:
+    fast, (x, _) = fa.compile(smooth_net()), data()
+    with pytest.raises(RuntimeError, match="expected input"):
+        fast.learn(x[:, :5])
+
+
+@native
+def test_a_net_learns_as_by_torch() -> None:
+    """Ten steps of SGD from the same weights: the losses agree, and fall."""
+    losses = []
+    for compiled in (False, True):
+        model, (x, y) = smooth_net(), data(24)
+        forward = fa.compile(model).learn if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        losses.append([])
+        for _ in range(10):
+            loss = F.cross_entropy(forward(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1][-1] < 0.9 * losses[1][0]
+
+
+sizes = st.tuples(
+    st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(1, 19),
+    st.integers(1, 19), st.integers(0, 2),
+).filter(lambda s: s[5] or min(s[3], s[4]) > 2)  # fmt: skip
+
+
+@native
+@given(sizes)
+@settings(max_examples=60, deadline=None)
+def test_the_gradient_by_weights_is_float64s(size: tuple[int, int, int, int, int, int]) -> None:
+    n, channels, outputs, height, width, padding = size
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, height, width, channels, generator=generator).permute(0, 3, 1, 2)
+    shape = n, height + 2 * padding - 2, width + 2 * padding - 2, outputs
+    grad = torch.randn(shape, generator=generator).permute(0, 3, 1, 2)
+    found = calls.winograd_weight_gradient(x, grad, padding)
+    like = outputs, channels, 3, 3
+    exact = torch.nn.grad.conv2d_weight(x.double(), like, grad.double(), padding=padding)
+    assert float((found - exact).norm()) <= 1e-5 * float(exact.norm())
+
+
+@native
+def test_the_gradient_by_weights_is_the_same_with_any_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 17, 13, 40, generator=generator).permute(0, 3, 1, 2)
+    grad = torch.randn(9, 17, 13, 70, generator=generator).permute(0, 3, 1, 2)
+    before, found = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(calls.winograd_weight_gradient(x, grad, 1))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@native
+def test_the_op_checks_what_it_is_given() -> None:
+    x, grad = torch.rand(2, 8, 8, 5), torch.rand(2, 8, 8, 7)
+    scratch = torch.empty(learn_scratch(x, grad))
+    op = torch.ops.fastadv.winograd_weight_gradient_
+    op(torch.empty(7, 5, 3, 3), scratch, x, grad, 1)
+    for args, named in (
+        ((torch.empty(5, 7, 3, 3), scratch, x, grad, 1), "`weight`"),
+        ((torch.empty(7, 5, 3, 3), scratch[:-1], x, grad, 1), "`scratch`"),
+        ((torch.empty(7, 5, 3, 3), scratch, x, grad, 0), "`y`"),
+        ((torch.empty(7, 5, 3, 3), scratch, x[:0], grad[:0], 1), "`x`"),
+        ((torch.empty(7, 5, 3, 3), scratch, x, grad.double(), 1), "`y`"),
+    ):
+        with pytest.raises(RuntimeError, match=named):
+            op(*args)
