@@ -115,8 +115,10 @@ struct LinearArgs {
   Finish finish;
   bool bfloat16;            // the products
   bool narrow_x, narrow_y;  // these are bfloat16, which asks for such products
-  int64_t block;            // rows of a task
+  int64_t block;            // rows of a task,
+  int64_t chunk;            // and its outputs, some times kLinearWide
 };
+constexpr int64_t kLinearWide = 4 * kPanel;  // outputs multiplied at once
 using LinearKernel = void (*)(const LinearArgs&, int64_t begin, int64_t end);  // tasks
 
 // A row of each head of each sample, `width` numbers side by side, and how many numbers lie between

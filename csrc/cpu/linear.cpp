@@ -14,7 +14,7 @@
 
 FASTADV_NAMESPACE_BEGIN
 
-constexpr int64_t kWide = 4 * kPanel;
+constexpr int64_t kWide = kLinearWide;
 
 template <class Products>
 class LinearBlock {
@@ -27,10 +27,11 @@ class LinearBlock {
         row_(Products::steps(args.inputs)),
         sums_(workspace(kRows * kWide + args.block * row_)) {}
 
-  void run() {
+  // The outputs from `begin` to `end`.
+  void run(int64_t begin, int64_t end) {
     place();
-    for (int64_t column = 0; column < args_.outputs; column += kWide) {
-      const int64_t left = args_.outputs - column, columns = left < kWide ? left : kWide;
+    for (int64_t column = begin; column < end; column += kWide) {
+      const int64_t left = end - column, columns = left < kWide ? left : kWide;
       int64_t row = 0;
       for (int64_t groups = (rows_ + kRows - 1) / kRows; groups > 0; --groups) {
         const int64_t rows = (rows_ - row + groups - 1) / groups;  // as equal as can be
@@ -154,13 +155,20 @@ class LinearBlock {
 
 template <class Products>
 void multiply_rows_of(const LinearArgs& args, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t first = task * args.block, left = args.rows - first;
-    LinearBlock<Products>(args, first, left < args.block ? left : args.block).run();
+  const int64_t chunks = (args.outputs + args.chunk - 1) / args.chunk;
+  while (begin < end) {
+    const int64_t block = begin / chunks, next = (block + 1) * chunks;
+    const int64_t last = end < next ? end : next;  // of the block's tasks here
+    const int64_t first = block * args.block, left = args.rows - first;
+    const int64_t column = (begin - block * chunks) * args.chunk;
+    const int64_t until = (last - block * chunks) * args.chunk;
+    LinearBlock<Products>(args, first, left < args.block ? left : args.block)
+        .run(column, until < args.outputs ? until : args.outputs);
+    begin = last;
   }
 }
 
-// Task i is block i.
+// Task i is chunk i % chunks of the outputs of block i / chunks.
 void linear(const LinearArgs& args, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
   if (args.bfloat16) return multiply_rows_of<Pairs>(args, begin, end);

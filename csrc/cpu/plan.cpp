@@ -10,7 +10,7 @@ namespace {
 // Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
 static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 208 && sizeof(PoolArgs) == 152 &&
                   sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72 &&
-                  sizeof(LinearArgs) == 88 && sizeof(AttentionArgs) == 312 &&
+                  sizeof(LinearArgs) == 96 && sizeof(AttentionArgs) == 312 &&
                   sizeof(NormArgs) == 80 && sizeof(StepArgs) == 120 && sizeof(HeadArgs) == 72 &&
                   sizeof(MeanArgs) == 48 && sizeof(WatchArgs) == 32,
               "does each() name all pointers?");

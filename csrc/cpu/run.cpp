@@ -227,8 +227,8 @@ void run_fold(DirectArgs args, ParallelFor parallel) {
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// A block of rows stays in half of an L2 cache, in sevens as gemm.h takes them; it changes no
-// result's bits.
+// A block of rows stays in half of an L2 cache, in sevens as gemm.h takes them. Few blocks are cut
+// by outputs, too, for the threads. No choice changes a result's bits.
 void run_linear(LinearArgs args, ParallelFor parallel) {
   note(args);
   if (args.rows <= 0) return;
@@ -236,8 +236,13 @@ void run_linear(LinearArgs args, ParallelFor parallel) {
   const int64_t most = std::clamp<int64_t>(512 * 1024 / bytes / 7 * 7, 28, 112);
   const int64_t blocks = (args.rows + most - 1) / most;
   args.block = (args.rows + blocks - 1) / blocks;
+  const int64_t strips = (args.outputs + kLinearWide - 1) / kLinearWide;
+  const int64_t pieces = std::min<int64_t>(strips, (7 + blocks) / blocks);
+  args.chunk = (strips + pieces - 1) / pieces * kLinearWide;
+  const int64_t work = args.block * args.chunk * args.inputs / 16;
   const LinearKernel kernel = kernels().linear;
-  over((args.rows + args.block - 1) / args.block, 1, parallel,
+  const int64_t chunks = (args.outputs + args.chunk - 1) / args.chunk;
+  over((args.rows + args.block - 1) / args.block * chunks, samples_a_grain(work), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

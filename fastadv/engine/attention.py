@@ -16,10 +16,12 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fastadv.engine import tokens, trail
-from fastadv.engine.graph import aten, insert, item, value
+from fastadv.engine.choice import left_to_aten
+from fastadv.engine.graph import aten, insert, item, size_at, value
 from fastadv.engine.layout import sizes
 from fastadv.engine.reference_tokens import room
 from fastadv.engine.report import Row
+from fastadv.engine.speeds import Case
 from fastadv.engine.tokens import Place
 
 _FORWARD = aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -37,11 +39,12 @@ class _Packing:
     gradients: list[list[fx.Node]]  # of each backward, one a source
 
 
-def attend_heads(graph: fx.Graph, bfloat16: bool) -> list[Row]:
-    """Serves the attentions of a graph that the kernel takes, and says which."""
+def attend_heads(graph: fx.Graph, bfloat16: bool, batch: int) -> list[Row]:
+    """Serves the attentions of a graph that the kernel takes, and says which. batch: the size that
+    they are chosen for."""
     rows = []
     for node in [node for node in graph.nodes if node.target is _FORWARD]:
-        why_not = _why_not(node)
+        why_not = _why_not(node) or left_to_aten(_cases(node, batch), bfloat16)
         if why_not is None:
             _serve(node, bfloat16)
         by = "ATen" if why_not else "a head at a time" + (", bfloat16" if bfloat16 else "")
@@ -79,6 +82,12 @@ def _why_not(node: fx.Node) -> str | None:
     ):
         return "its sums are read"
     return None
+
+
+def _cases(node: fx.Node, batch: int) -> list[Case]:
+    n, heads, length, width = value(node.args[0]).shape
+    ops = ["attention"] + ["attention gradient" for _ in _backwards(node)]
+    return [Case(op, 1, 1, width, heads, length, length, size_at(n, batch)) for op in ops]
 
 
 def _serve(node: fx.Node, bfloat16: bool) -> None:

@@ -24,7 +24,7 @@ from fastadv.engine.graph import (
     value,
 )
 from fastadv.engine.reference_direct import Geometry
-from fastadv.engine.speeds import ATEN, DIRECT, FOLD, WINOGRAD, Call, Case
+from fastadv.engine.speeds import ATEN, DIRECT, FOLD, OWN, PLAIN, WINOGRAD, Call, Case
 
 # ATen's call comes back to Python out of a plan, and the signs of the ReLU after it are one more
 # pass: LeNet with its first layer by ATen, in .84 of that layer's time, was 1.15 times as slow.
@@ -71,6 +71,20 @@ def fastest(able: Sequence[str], case: Case, precision: str) -> tuple[str | None
     if measured[kernel] >= NEAR * aten:
         return None, "ATen is faster by the table"
     return kernel, f"{aten / measured[kernel]:.1f} times ATen's speed by the table"
+
+
+def left_to_aten(cases: Sequence[Case], bfloat16: bool) -> str | None:
+    """Why the only kernel of ours for some calls does not serve them, or None.
+
+    ATen must be faster by more than NEAR and by more than the calls cost: ours were measured as
+    calls, too, but a plan makes none, and ATen's leave it.
+    """
+    table, precision = speeds.current(), "bfloat16" if bfloat16 else "float32"
+    found = [(table.seconds(OWN, c, precision), table.seconds(PLAIN, c, "float32")) for c in cases]
+    own, plain = (sum(each or math.nan for each in seconds) for seconds in zip(*found, strict=True))
+    calls = len(cases) * (table.seconds(OWN, Case("layer", *[1] * 7), "float32") or 0.0)
+    slower = own > max(NEAR * plain, plain + calls)  # never where one was not measured
+    return "ATen is faster by the table" if slower else None
 
 
 def case_of(conv: fx.Node) -> Case:

@@ -78,10 +78,10 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
     if native:
         rows += pool_maxima(graph) + mean_pixels(graph)
         tidy(graph)
-        rows += [_linear_row(*found, bfloat16) for found in serve_linears(graph, bfloat16)]
+        rows += [_linear_row(*found, bfloat16) for found in serve_linears(graph, bfloat16, batch)]
         lift_linears(graph)
         fuse_linears(graph)
-        rows += attend_heads(graph, bfloat16) + normalize_tokens(graph)
+        rows += attend_heads(graph, bfloat16, batch) + normalize_tokens(graph)
         if bfloat16:
             narrow_between(graph)
         _add_into_masks(graph)

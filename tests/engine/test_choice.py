@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.nets import NETS
-from fastadv.engine import choice, speeds
+from fastadv.engine import choice, learning, speeds
 from fastadv.engine.speeds import ATEN, DIRECT, FOLD, ISAS, WINOGRAD, Case, Speeds
 
 ABLE = {"convolution": (WINOGRAD, DIRECT), "gradient": (WINOGRAD, FOLD)}
@@ -133,3 +133,50 @@ def test_resnet18s_kernels_on_avx512(monkeypatch: pytest.MonkeyPatch, precision:
                 assert kernel == WINOGRAD, case
             if case.inputs == 3:
                 assert kernel is not None, case
+
+
+@pytest.mark.parametrize(
+    ("own", "plain", "left"),
+    [(10e-6, 9e-6, False), (30e-6, 20e-6, True), (26e-6, 25e-6, False), (12e-6, 4e-6, False)],
+)
+def test_the_only_kernel_of_ours_serves_unless_atens_is_faster_by_more_than_a_call(
+    monkeypatch: pytest.MonkeyPatch, own: float, plain: float, left: bool
+) -> None:
+    layer = Case("layer", 1, 1, 1, 1, 1, 1, 1)
+    case = tables.CASE._replace(op="linear")
+    table = Speeds(
+        {
+            ("linear", "float32"): tables.rows(case, own=own, plain=plain),
+            ("layer", "float32"): [speeds.Measured(layer, {"own": 9e-6})],
+        }
+    )
+    monkeypatch.setattr(speeds, "current", lambda: table)
+    expected = "ATen is faster by the table" if left else None
+    assert choice.left_to_aten([case], False) == expected
+    assert choice.left_to_aten([case, case], False) == expected
+    assert choice.left_to_aten([case._replace(op="attention")], False) is None  # not measured
+
+
+@pytest.mark.parametrize(
+    ("seconds", "packing", "expected"),
+    [
+        ({"winograd": 2e-6, "direct": 3e-6, "aten": 5e-6, "plain": 5e-6}, 2e-6, WINOGRAD),
+        ({"winograd": 2e-6, "direct": 3e-6, "aten": 5e-6, "plain": 5e-6}, 4e-6, ATEN),
+        ({"winograd": 2e-6, "direct": 3e-6, "aten": 5e-6, "plain": 4.5e-6}, 4e-6, ATEN),
+        ({"winograd": 2e-6, "direct": 3e-6, "aten": 5e-6, "plain": 3e-6}, 4e-6, "plain"),
+        ({"aten": 5e-6, "plain": 5e-6}, 1e-6, ATEN),
+    ],
+)
+def test_packing_counts_where_weights_learn(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], packing: float, expected: str
+) -> None:
+    pack = tables.CASE._replace(op="packing", height=1, width=1, batch=1)
+    packs = dict.fromkeys(("winograd", "direct"), packing)
+    table = Speeds(
+        {
+            ("convolution", "float32"): tables.rows(tables.CASE, **seconds),
+            ("packing", "float32"): [speeds.Measured(pack, packs)],
+        }
+    )
+    monkeypatch.setattr(speeds, "current", lambda: table)
+    assert learning._fastest([WINOGRAD, DIRECT], tables.CASE) == expected
