@@ -32,16 +32,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train`."""
     parser.add_argument("--model", choices=NETS, default="resnet18")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="0: a step of plain training")
     parser.add_argument("--train-steps", type=int, default=10, help="of the net before, batch 32")
 
 
 def run(args: argparse.Namespace) -> list[list[Row]]:
     """One table: compiled, not compiled, plain torch and torchattacks."""
     model, x, y = trained(args.model, args.train_steps, args.batch)
+    losses_of = LOSSES if args.steps else PLAIN_LOSSES
     there = importlib.util.find_spec("torchattacks") is not None
-    names = [name for name in LOSSES if there or name != "torchattacks"]
-    learners = {name: _Learner(model, LOSSES[name](args.steps)) for name in names}
+    names = [name for name in losses_of if there or name != "torchattacks"]
+    learners = {name: _Learner(model, losses_of[name](args.steps)) for name in names}
     losses = torch.tensor([learner.step(x, y) for learner in learners.values()])
     gate.close("the loss of a step", losses, losses[:1].expand_as(losses), 1e-2)
     cases = {name: lambda one=one: one.step(x, y) for name, one in learners.items()}
@@ -67,6 +68,16 @@ class _Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
+
+
+def _learning(steps: int) -> Loss:
+    compiled: dict[nn.Module, fa.Compiled] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        fast = compiled.setdefault(model, fa.compile(model))
+        return functional.cross_entropy(fast.learn(x), y)
+
+    return loss
 
 
 def _fastadv(steps: int, precision: str | None = None) -> Loss:
@@ -117,3 +128,4 @@ LOSSES: dict[str, Callable[[int], Loss]] = {
     "plain torch": _plain,
     "torchattacks": _torchattacks,
 }
+PLAIN_LOSSES: dict[str, Callable[[int], Loss]] = {"fastadv": _learning, "plain torch": _plain}

@@ -26,9 +26,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from fastadv import _pixels, ops, reference_head
+from fastadv import _losses, _pixels, ops, reference_head
 from fastadv._checks import text
 from fastadv.labels import BinaryLabels, ClassLabels, Fault, Labels, Probabilities
 from fastadv.reference import compute_dtype
@@ -237,70 +236,30 @@ def pixels(
     return replace(base, name=name, labels=ClassLabels(ignore_index, share))
 
 
-def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return -_at(_compute(logits).log_softmax(1), y)
-
-
-def _binary_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    z = _compute(logits)
-    positive = y.reshape(z.shape) != 0
-    loss = -functional.logsigmoid(torch.where(positive, z, -z))
-    return loss if loss.dim() == 1 else loss.sum(1)
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    z = _compute(logits)
-    return z.scatter(1, y.long()[:, None], -torch.inf).max(1).values - _at(z, y)
-
-
-def _dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Where z_1st = z_3rd there is no scale to divide by, and it is the margin itself."""
-    z = _compute(logits)
-    largest = z.sort(dim=1, descending=True, stable=True)
-    first, second, third = largest.values[:, :3].unbind(1)
-    other = torch.where(largest.indices[:, 0] == y, second, first)
-    return (other - _at(z, y)) / _nonzero(first - third)
-
-
-def _targeted_dlr(logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
-    z = _compute(logits)
-    first, _, third, fourth = z.sort(dim=1, descending=True, stable=True).values[:, :4].unbind(1)
-    return (_at(z, target) - _at(z, y)) / _nonzero(first - (third + fourth) / 2)
-
-
-def _kl(logits: Tensor, y: Tensor) -> Tensor:
-    """Differentiable in y too; a y of 0 adds nothing, whatever the logit."""
-    log_p = _compute(logits).log_softmax(1)
-    zero = y == 0
-    y = y.to(log_p.dtype)
-    return (y * (y.masked_fill(zero, 1).log() - log_p.masked_fill(zero, 0))).sum(1)
-
-
-def _compute(logits: Tensor) -> Tensor:
-    return logits.to(compute_dtype(logits.dtype))
-
-
-def _at(z: Tensor, y: Tensor) -> Tensor:
-    return z.gather(1, y.long()[:, None]).squeeze(1)
-
-
-def _nonzero(spread: Tensor) -> Tensor:
-    return torch.where(spread == 0, torch.ones_like(spread), spread)
-
-
 cross_entropy = Objective(
-    "cross_entropy", _cross_entropy, head_number=reference_head.CROSS_ENTROPY, least_classes=(2, 2)
+    "cross_entropy",
+    _losses.cross_entropy,
+    head_number=reference_head.CROSS_ENTROPY,
+    least_classes=(2, 2),
 )
 binary_cross_entropy = Objective(
     "binary_cross_entropy",
-    _binary_cross_entropy,
+    _losses.binary_cross_entropy,
     BinaryLabels(),
     head_number=reference_head.BINARY_CROSS_ENTROPY,
 )
-margin = Objective("margin", _margin, head_number=reference_head.MARGIN, least_classes=(2, 2))
-dlr = Objective(
-    "dlr", _dlr, targeted_fn=_targeted_dlr, head_number=reference_head.DLR, least_classes=(3, 4)
+margin = Objective(
+    "margin", _losses.margin, head_number=reference_head.MARGIN, least_classes=(2, 2)
 )
-kl = Objective("kl", _kl, Probabilities(), head_number=reference_head.KL, least_classes=(2, 2))
+dlr = Objective(
+    "dlr",
+    _losses.dlr,
+    targeted_fn=_losses.targeted_dlr,
+    head_number=reference_head.DLR,
+    least_classes=(3, 4),
+)
+kl = Objective(
+    "kl", _losses.kl, Probabilities(), head_number=reference_head.KL, least_classes=(2, 2)
+)
 
 BY_NAME = {o.name: o for o in (cross_entropy, binary_cross_entropy, margin, dlr, kl)}
