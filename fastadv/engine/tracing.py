@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastadv.engine.loans import quiet
 from fastadv.engine.reshaped import Reshaped
 
+F = TypeVar("F", bound=Callable[..., Any])
 _numbers = itertools.count()
 _NAME = "fastadv_run_"
 
@@ -40,6 +41,25 @@ def fresh_run(bfloat16: bool = False, rows: bool = False) -> Callable[[nn.Module
 def is_run(code: CodeType) -> bool:
     """Whether that is the code of such a function, and not of a part that Dynamo cut off."""
     return code.co_name.startswith(_NAME)
+
+
+def unseen(function: F) -> F:
+    """An outer torch.compile breaks its graph there, and sees nothing of what the function calls.
+
+    As torch.compiler.disable, which imports Dynamo in 1.5 s, and in whose wrapper a call takes
+    4 us more in an attack's loop.
+    """
+    try:
+        from torch._C._dynamo import eval_frame
+
+        skip = eval_frame._FrameAction.SKIP  # its frame, and those within
+        strategy = eval_frame._FrameExecStrategy(skip, skip)
+        eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    except (ImportError, AttributeError):  # another torch
+        disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return disabled
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function
 
 
 @contextmanager
