@@ -23,6 +23,7 @@ from bench.nets import NETS
 from bench.pgd import BALL, STEP_SIZE, trained
 from bench.store import Row, rows
 from bench.timing import interleave
+from fastadv.engine import Compiled
 
 YARDSTICK = "none"
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of the examples crafted, to be minimised
@@ -71,7 +72,7 @@ class _Learner:
 
 
 def _learning(steps: int) -> Loss:
-    compiled: dict[nn.Module, fa.Compiled] = {}
+    compiled: dict[nn.Module, Compiled] = {}
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         fast = compiled.setdefault(model, fa.compile(model))

@@ -1,5 +1,6 @@
 // fastadv._native: facts about the build and the processor, and the updates on NumPy arrays, in
-// place and without a copy. Imports without torch; fastadv/numpy.py stands before it.
+// place and without a copy; and what a forward borrows. Imports without torch; fastadv/numpy.py and
+// fastadv/engine/loans.py stand before it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,6 +14,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/run.h"
+#include "loans.h"
 
 namespace py = pybind11;
 
@@ -178,4 +180,5 @@ PYBIND11_MODULE(_native, m) {
       "use_parallel_for",
       [](uintptr_t function) { parallel = reinterpret_cast<fastadv::ParallelFor>(function); },
       "Runs the entry points on the threads of a fastadv_parallel_for, given by its address.");
+  fastadv::loans::add_to(m);
 }

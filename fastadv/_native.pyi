@@ -1,7 +1,10 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor, nn
 
+_T = TypeVar("_T")
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 def build_facts() -> dict[str, str | int]: ...
@@ -33,3 +36,11 @@ def universal_(
     steepest: bool,
     top: float,
 ) -> None: ...
+def lent(
+    model: nn.Module,
+    lend: Callable[[nn.Parameter], Tensor] | None,
+    run: Callable[[Tensor], _T],
+    x: Tensor,
+    /,
+) -> _T: ...
+def modes_of(model: nn.Module, /) -> tuple[bool, ...]: ...

@@ -24,11 +24,11 @@ from fastadv.engine.formats import (
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
 from fastadv.engine.learning import learn
-from fastadv.engine.loans import Lend, alias, detached, trains
+from fastadv.engine.loans import lent, modes_of
 from fastadv.engine.loop import Loops
 from fastadv.engine.replay import Replays
-from fastadv.engine.report import Report, Row
-from fastadv.engine.tracing import fresh_run, limits
+from fastadv.engine.report import Report, Row, report_of
+from fastadv.engine.tracing import call, fresh_run, limits
 from fastadv.engine.variants import Key, key_of, without_layout
 from fastadv.engine.weights import Weights
 from fastadv.engine.worth import Verdict
@@ -67,9 +67,9 @@ class Compiled(Steady):
         self._bypass = worth.why_bypass(module, precision)
         self._compilers: dict[Hashable, Compiler | inductor.Inductor] = {}  # of the variants
         self._sure: dict[Hashable, bool] = {}  # whether a variant's guards held in this attack
-        self._agreed: dict[Hashable, bool] = {}  # whether a variant's halves are the model
         self._mine = local()  # how often this thread is inside `held`
         self._verdicts: dict[Hashable, Verdict] = {}  # of the variants not worth their calls
+        self._cases: set[Hashable] = set()  # of those, in which plain torch serves
         self._plans = Plans(module, precision, self._weights)
         self._copies = Copies(module, precision == "bfloat16")  # for devices of inductor's
         self._held = 0  # attacks under way, for which the copies are as they should be
@@ -80,9 +80,8 @@ class Compiled(Steady):
         self._contiguous = False  # and whether it writes on them: then images stay as they are
         self._learning: dict[Hashable, Row] = {}  # what serves the layers where they learn
         self._print = print_report
-        # An outer torch.compile breaks its graph here. Not a decorator: it imports Dynamo, 1.5 s.
-        self.forward = torch.compiler.disable(self._serve)  # type: ignore[no-untyped-call]
-        self.learn = torch.compiler.disable(self.learn)  # type: ignore[method-assign, no-untyped-call]
+        # An outer torch.compile breaks its graph there. No decorator: it imports Dynamo, 1.5 s.
+        self._unseen = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
         from fastadv.engine.entry import compile
@@ -91,22 +90,7 @@ class Compiled(Steady):
 
     def report(self) -> Report:
         """What serves each layer, and why, for all that was compiled so far."""
-        on_device = any(map(inductor.serves, self.module.parameters()))
-        plain = inductor.why_plain() if on_device else not self._plans.found and self._bypass
-        notes = [f"runs as plain torch: {plain}"] if plain else []
-        if not self._graphs and not plain:
-            notes.append("nothing is compiled before the first forward")
-        notes += self._plans.notes + (self._replays if on_device else self._loops).notes
-        halves = [c.halves for c in self._compilers.values() if c.halves is not None]
-        notes += [line for one in halves for line in one.plans.report()]
-        if self._static_batch:
-            notes.append("the model depends on the batch's size: each size is compiled")
-        if size := self._weights.bytes:
-            notes.append(f"packed weights: {size / 2**20:.1f} MiB")
-        if size := self._copies.bytes:
-            notes.append(f"copies of weights: {size / 2**20:.1f} MiB, written anew each attack")
-        learning = {"learn": tuple(self._learning.values())} if self._learning else {}
-        return Report({**self._graphs, **learning}, tuple(notes))
+        return report_of(self)
 
     def attack_plan(self, attack: Attack, problem: Problem) -> Climb | None:
         """All steps of an attack, from x_adv to its last iterate: as one call, as a noted step
@@ -123,6 +107,8 @@ class Compiled(Steady):
     def learn(self, x: Tensor) -> Any:
         """module(x) in the module's own mode, with gradients by its weights too, and its statistics
         updated: what to train by. Convolutions run on kernels of ours, where those are faster."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._unseen(self.learn, x)
         if self._bypass:
             return self.module(x)
         return learn(self.module, x, self._contiguous, self._learning)
@@ -166,70 +152,79 @@ class Compiled(Steady):
                 self._sure[key] = False
                 self._with_gradient(x.repeat_interleave(rows, 0))
             halves = self._halves(key, len(x) * rows) if self._sure.get(key) else None
-            if halves is None or not self._agree(halves, key, x, rows):
+            if halves is None or not halves.agree(self.module, self._with_gradient, x, rows):
                 return None
             return halves.vjp(self.module, x, rows)
 
     def _with_gradient(self, x: Tensor) -> Any:
         with torch.enable_grad():
-            return self._serve(x.detach().requires_grad_())
-
-    def _agree(self, halves: Halves, key: Key, x: Tensor, rows: int) -> bool:
-        """Whether the halves give what the model gives, looked at once for a size: a forward that
-        says another thing of a batch of N than of N * R, or mixes its samples, is found here."""
-        case = key, len(x), rows
-        if case not in self._agreed:
-            with torch.random.fork_rng(devices=[]):
-                y = self._with_gradient(x)
-                self._agreed[case] = isinstance(y, Tensor) and halves.fit(self.module, x, y, rows)
-        return self._agreed[case]
+            return self.forward(x.detach().requires_grad_())
 
     def _read_graph(self, x: Tensor) -> Layers | str:
+        with torch.no_grad(), limits():
+            return lent(self.module, None, self._layers, x.detach())
+
+    def _layers(self, x: Tensor) -> Layers | str:
         from fastadv.engine.dense_graph import GraphReader
 
-        with detached(self.module), torch.no_grad(), limits():
-            x = x.detach()
-            key = "dense", self._key(x)
-            if key not in self._variants:
-                self._variants[key] = GraphReader(fresh_run())
-            marked = variants.marked(x, self._static_batch)
-            layers: Layers | str = self._variants[key](self.module, marked)
+        key = "dense", self._key(x)
+        if key not in self._variants:
+            self._variants[key] = GraphReader(fresh_run())
+        given = variants.marked(x, self._static_batch)
+        layers: Layers | str = self._variants[key](self.module, given)
         return layers
 
-    def _serve(self, x: Tensor, *more: Any, **named: Any) -> Any:
+    def forward(self, x: Tensor, *more: Any, **named: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return self._unseen(self.forward, x, *more, **named)
         if more or named:
             raise TypeError("`model` must be called with x alone: bind its other arguments first")
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a torch.Tensor, got {type(x).__name__}")
-        with self._lock:
-            y: Any = None if inductor.serves(x) else self._plans.forward(x, self._read_graph)
-            if y is None:
-                y = self._forward(x)
+        y = None if self._plans.refuses(x) else self._by_stack(x)
+        if y is None:
+            y = self._by_torch(x) if self._is_plain(x) else self._by_engine(x)
         return y if x.requires_grad or not torch.is_grad_enabled() else guarded(self.module, y)
 
-    def _forward(self, x: Tensor) -> Any:
-        plain = self._is_plain(x)
-        if plain and not torch.is_grad_enabled() and not trains(self.module):
-            return self.module(x)
-        with detached(self.module, alias if plain else self._lender(x)):
-            if plain:
-                return self.module(x)
-            turned = is_image(x) and not self._contiguous
-            y = self._run(ChannelsLast.apply(x) if turned else x)  # type: ignore[no-untyped-call]
-            return in_format_of(x, in_dtype_of(x, y) if inductor.serves(x) else y)
+    def _by_torch(self, x: Tensor) -> Any:
+        model: Any = self._modules["module"]  # self.module takes 2 us more in an attack's loop
+        if not torch.is_grad_enabled() and True not in modes_of(model):
+            return model(x)
+        return lent(model, None, model, x)
+
+    def _by_stack(self, x: Tensor) -> Any:
+        with self._lock:
+            return None if inductor.serves(x) else self._plans.forward(x, self._read_graph)
+
+    def _by_engine(self, x: Tensor) -> Any:
+        lend = self._copies.lend if inductor.serves(x) else None
+        with self._lock:
+            if lend is not None and not self._held:
+                self._copies.refresh()
+            return lent(self.module, lend, self._on_kernels, x)
+
+    def _on_kernels(self, x: Tensor) -> Any:
+        turned = is_image(x) and not self._contiguous
+        y = self._run(ChannelsLast.apply(x) if turned else x)  # type: ignore[no-untyped-call]
+        return in_format_of(x, in_dtype_of(x, y) if inductor.serves(x) else y)
 
     def _is_plain(self, x: Tensor) -> bool:
-        if not len(x) or inductor.serves(x):
+        if inductor.serves(x):
             return not len(x) or inductor.why_plain() is not None
-        if self._bypass or x.device.type != "cpu":
+        if self._bypass or not x.is_cpu or not x.numel():
             return True
         if not self._verdicts:
             return False
-        key = without_layout(self._key(x))
-        if len(x) >= self._verdicts.get(key, Verdict()).graph:
-            return False
-        # In an attack the calls that cost more are made once, and its other steps go without.
-        return not self._held or self._halves(key, len(x)) is None
+        case = variants.case_of(self.module, x)
+        if self._held or case not in self._cases:
+            key = without_layout(self._key(x))
+            if len(x) >= self._verdicts.get(key, Verdict()).graph:
+                return False
+            # In an attack the calls that cost more are made once, its other steps go without.
+            if self._held:
+                return self._halves(key, len(x)) is None
+            self._cases.add(case)
+        return True
 
     def _halves(self, key: Key, size: int) -> Halves | None:
         """A variant's halves, if it is worth to call them for a batch of this size: by a plan they
@@ -237,13 +232,6 @@ class Compiled(Steady):
         halves = self._compilers[key].halves
         by_layer = halves is not None and halves.plans.why_not is not None
         return None if by_layer and size < self._verdicts.get(key, Verdict()).layers else halves
-
-    def _lender(self, x: Tensor) -> Lend:
-        if not inductor.serves(x):
-            return alias
-        if not self._held:
-            self._copies.refresh()
-        return self._copies.lend
 
     def _run(self, x: Tensor) -> Any:
         key = self._key(x)
@@ -259,6 +247,7 @@ class Compiled(Steady):
             if self._static_batch:
                 raise
             self._static_batch = True
+            self._cases.clear()
         except torch._dynamo.exc.TorchRuntimeError as error:
             if self._reshaped or "Cannot view" not in str(error):
                 self.module(x)  # the model's own error, in place of Dynamo's page, where it has one

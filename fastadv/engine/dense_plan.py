@@ -55,10 +55,15 @@ class Plans:
         stack = dense.packed(layers, self._weights, bfloat16)
         return partial(dense.climb, stack, attack, problem)
 
+    def refuses(self, x: Tensor) -> bool:
+        """Whether `forward` gives None, as far as that is told at once."""
+        if self.against is not None or self.precision != "float32" or not x.dim():
+            return self.against is not None
+        return x.size(0) * self._size < _TINY
+
     def forward(self, x: Tensor, read_graph: Read) -> Tensor | None:
         """The logits, differentiable by x; None: they are plain torch's."""
-        tiny = self.precision == "float32" and x.dim() and len(x) * self._size < _TINY
-        if self.against is not None or tiny or dense.why_not_data(x) or not x.numel():
+        if self.refuses(x) or dense.why_not_data(x) or not x.numel():
             return None
         if (layers := self._layers(x, read_graph)) is None:
             return None

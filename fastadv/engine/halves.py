@@ -8,7 +8,7 @@ backwards at once: DeepFool's gradients of all classes at a sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Halves:
         self.inputs, self.saved, self.size = inputs, saved, size
         self.at = inputs.index(_X)
         self.plans = Plans(self)
+        self._agreed: dict[tuple[int, int], bool] = {}
 
     def vjp(self, module: nn.Module, x: Tensor, rows: int = 1) -> tuple[Tensor, Pull]:
         """(logits (N, classes) at x, their pullback), of `rows` tangents a sample, or of others:
@@ -76,6 +77,18 @@ class Halves:
         """Raises where a graph of one sample is to take more tangents than one."""
         if self.size is None and tangents > 1:
             raise ValueError(f"`tangents` must be of one row, got {tangents}")
+
+    def agree(
+        self, module: nn.Module, forward: Callable[[Tensor], Any], x: Tensor, rows: int
+    ) -> bool:
+        """Whether the halves give what the forward gives, looked at once for a size: one that says
+        another thing of a batch of N than of N * R, or mixes its samples, is found here."""
+        case = len(x), rows
+        if case not in self._agreed:
+            with torch.random.fork_rng(devices=[]):
+                y = forward(x)
+                self._agreed[case] = isinstance(y, Tensor) and self.fit(module, x, y, rows)
+        return self._agreed[case]
 
     def fit(self, module: nn.Module, x: Tensor, y: Tensor, rows: int) -> bool:
         """Whether the logits are y, and `rows` tangents at once give what one by one do."""

@@ -1,112 +1,97 @@
 """What a forward borrows and gives back: a model's parameters, and the warnings' filters.
 
-Forwards may run side by side in threads, on models that share modules. So a loan is counted: the
-first to come takes, those that follow share, and the last to go gives back.
+Forwards may run side by side in threads, on models that share modules. So a loan is shared: the
+first to come takes, and the last to go gives back.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+T = TypeVar("T")
 Place = dict[str, Any]
-Saved = tuple[tuple[Place, Place], ...]  # where, and what stood there
-Lend = Callable[[nn.Parameter], Tensor]  # what stands in the place of a parameter
+Lend = Callable[[nn.Parameter], Tensor] | None  # what stands in the place of a parameter
+_TWO_PRECISIONS = (
+    "two compiled models that share this model ran in two threads at once, on copies of its "
+    "weights in two precisions: let one thread run them in turn"
+)
 
 
-def alias(parameter: nn.Parameter) -> Tensor:
-    """The parameter's own memory, without its gradient."""
-    return parameter.detach()
+class _Loan:
+    """One forward's: the places where tensors stand in for others, and what stood there."""
 
+    turn = Lock()
+    current: ClassVar[list[_Loan]] = []
 
-@dataclass
-class _Loans:
-    """The modules whose parameters are detached now: how many borrow each, and what it had."""
+    def __init__(self, model: nn.Module, lend: Lend) -> None:
+        self.lend = lend
+        self.taken: dict[int, tuple[Place, Place]] = {}  # by id
+        self.given: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        with self.turn:
+            try:
+                for module in modules_of(model):
+                    self._take(module._parameters, self._instead_of)
+                    if module.training:
+                        self._take(module._buffers, lambda buffer: buffer.detach().clone())
+            except BaseException:
+                self._give_back()
+                raise
+            self.current.append(self)
 
-    lock: Lock = field(default_factory=Lock)
-    modules: dict[nn.Module, tuple[int, Saved, Lend]] = field(default_factory=dict)
-    tensors: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
+    def _take(self, place: Place, make: Callable[[Any], Tensor]) -> None:
+        for other in self.current:
+            if id(place) in other.taken:
+                if other.lend != self.lend:
+                    raise RuntimeError(_TWO_PRECISIONS)
+                self.taken[id(place)] = other.taken[id(place)]
+                self.given |= other.given
+                return
+        saved = place.copy()
+        self.taken[id(place)] = place, saved
+        place.update({name: make(tensor) for name, tensor in saved.items() if tensor is not None})
 
-    def take(self, module: nn.Module, lend: Lend) -> None:
-        lent = self.modules.get(module)
-        if lent is None:
-            place: Place = module._parameters
-            saved: Saved = ((place, place.copy()),)
-            given: list[Place] = [
-                {name: self._lent(p, lend) for name, p in place.items() if p is not None}
-            ]
-            if module.training:
-                buffers = module._buffers
-                saved = (*saved, (buffers, buffers.copy()))
-                given.append(
-                    {name: b.detach().clone() for name, b in buffers.items() if b is not None}
-                )
-            self.modules[module] = 1, saved, lend  # what may fail has been done
-            for (at, _), tensors in zip(saved, given, strict=True):
-                at.update(tensors)
-        elif lent[2] != lend:
-            raise RuntimeError(
-                "two compiled models that share this model ran in two threads at once, on copies "
-                "of its weights in two precisions: let one thread run them in turn"
-            )
-        else:
-            self.modules[module] = lent[0] + 1, *lent[1:]
-
-    def _lent(self, parameter: nn.Parameter, lend: Lend) -> Tensor:
+    def _instead_of(self, parameter: nn.Parameter) -> Tensor:
         """One tensor for one parameter, wherever it stands: Dynamo sees that weights are tied."""
-        kept = self.tensors.get(id(parameter))
-        if kept is None:
-            kept = self.tensors[id(parameter)] = parameter, lend(parameter)
-        return kept[1]
+        for loan in (self, *self.current):
+            if id(parameter) in loan.given:
+                return loan.given[id(parameter)][1]
+        tensor = parameter.detach() if self.lend is None else self.lend(parameter)
+        self.given[id(parameter)] = parameter, tensor
+        return tensor
 
-    def give_back(self, module: nn.Module) -> None:
-        borrowers, saved, lend = self.modules.pop(module)
-        if borrowers > 1:
-            self.modules[module] = borrowers - 1, saved, lend
-            return
-        for place, values in saved:
-            place.update(values)
-        if not self.modules:
-            self.tensors.clear()
+    def end(self) -> None:
+        with self.turn:
+            self.current.remove(self)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        for at, (place, saved) in self.taken.items():
+            if not any(at in other.taken for other in self.current):
+                place.update(saved)
 
 
-_loans = _Loans()
-
-
-class detached:
-    """The model with its parameters detached, and with copies of the buffers that it may update.
+def lent_in_python(model: nn.Module, lend: Lend, run: Callable[[Tensor], T], x: Tensor) -> T:
+    """run(x), while the model has its parameters detached, and copies of the buffers that it may
+    update.
 
     They share the parameters' memory, or are what `lend` gives for each. Nothing of the caller's
     changes. Meanwhile no other thread may train the model itself.
-
-    All that a model costs that runs as plain torch: 20 us on a net of three layers, whose forward
-    takes 85. Hence a class, where a generator would be shorter.
     """
+    loan = _Loan(model, lend)
+    try:
+        return run(x)
+    finally:
+        loan.end()
 
-    def __init__(self, model: nn.Module, lend: Lend = alias) -> None:
-        self.model, self.lend = model, lend
-        self.taken: list[nn.Module] = []
 
-    def __enter__(self) -> None:
-        try:
-            with _loans.lock:
-                for module in modules_of(self.model):
-                    if module._parameters or (module._buffers and module.training):
-                        _loans.take(module, self.lend)
-                        self.taken.append(module)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        with _loans.lock:
-            for module in self.taken:
-                _loans.give_back(module)
+def modes_in_python(model: nn.Module) -> tuple[bool, ...]:
+    """Of each of its modules, whether it trains."""
+    return tuple(module.training for module in modules_of(model))
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -120,9 +105,12 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def trains(model: nn.Module) -> bool:
-    """Whether a forward may change a buffer."""
-    return any(module.training for module in modules_of(model))
+# All that a model costs that runs as plain torch: see csrc/loans.h.
+try:
+    from fastadv._native import lent as lent
+    from fastadv._native import modes_of as modes_of
+except ImportError:
+    lent, modes_of = lent_in_python, modes_in_python
 
 
 class _Quiet:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from fastadv.engine import inductor
 from fastadv.engine.speeds import Call
+
+if TYPE_CHECKING:
+    from fastadv.engine.capture import Compiled
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,23 @@ class Report:
                 for line in table
             ]
         return "\n".join(lines)
+
+
+def report_of(compiled: Compiled) -> Report:
+    """What serves a compiled model, as far as it was compiled."""
+    on_device = any(map(inductor.serves, compiled.module.parameters()))
+    plain = inductor.why_plain() if on_device else not compiled._plans.found and compiled._bypass
+    notes = [f"runs as plain torch: {plain}"] if plain else []
+    if not compiled._graphs and not plain:
+        notes.append("nothing is compiled before the first forward")
+    notes += compiled._plans.notes + (compiled._replays if on_device else compiled._loops).notes
+    halves = [c.halves for c in compiled._compilers.values() if c.halves is not None]
+    notes += [line for one in halves for line in one.plans.report()]
+    if compiled._static_batch:
+        notes.append("the model depends on the batch's size: each size is compiled")
+    if size := compiled._weights.bytes:
+        notes.append(f"packed weights: {size / 2**20:.1f} MiB")
+    if size := compiled._copies.bytes:
+        notes.append(f"copies of weights: {size / 2**20:.1f} MiB, written anew each attack")
+    learning = {"learn": tuple(compiled._learning.values())} if compiled._learning else {}
+    return Report({**compiled._graphs, **learning}, tuple(notes))

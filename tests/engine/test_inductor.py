@@ -220,11 +220,13 @@ def test_two_precisions_at_once_raise() -> None:
     copies = Copies(model, bfloat16=True)
     copies.refresh()
     parameters = dict(model.named_parameters())
-    error = pytest.raises(RuntimeError, match="in two precisions")
-    with loans.detached(model), error, loans.detached(model, copies.lend):
-        pass
-    with loans.detached(model, copies.lend), loans.detached(model, copies.lend):
-        assert model.out.weight.dtype == torch.bfloat16
+
+    def inside(x: torch.Tensor) -> torch.dtype:
+        return loans.lent(model, copies.lend, lambda _: model.out.weight.dtype, x)
+
+    with pytest.raises(RuntimeError, match="in two precisions"):
+        loans.lent(model, None, inside, X)
+    assert loans.lent(model, copies.lend, inside, X) == torch.bfloat16
     assert all(parameters[n] is p for n, p in model.named_parameters())
 
 

@@ -266,3 +266,13 @@ def test_the_op_checks_what_it_is_given() -> None:
     ):
         with pytest.raises(RuntimeError, match=named):
             op(*args)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the outer one's
+def test_an_outer_compile_breaks_its_graph_there() -> None:
+    model, (x, y) = smooth_net(), data()
+    fast = fa.compile(model)
+    expected = gradients(fast.learn, model, x, y)
+    outer = torch.compile(lambda x: fast.learn(x * 1.0) * 1.0, backend="eager")
+    model.load_state_dict(smooth_net().state_dict())
+    close(gradients(outer, model, x, y), expected, 1e-6)
