@@ -98,7 +98,7 @@ class Compiled(Steady):
         goes step by step. `report()` says why."""
         with self._lock:
             plan = self._plans.attack(attack, problem, self._read_graph)
-            if plan is None and inductor.serves(problem.x):
+            if plan is None and (inductor.serves(problem.x) or self._replays.wanted):
                 plan = self._replays.plan(attack, problem)
             elif plan is None and not (self._plans.found or self._bypass):
                 plan = self._loops.plan(attack, problem)

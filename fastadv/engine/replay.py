@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastadv.engine import inductor
 from fastadv.engine.copies import Copies
 from fastadv.engine.cuda_graph import GRAPHS, Graphs
 from fastadv.engine.dense_plan import Climb
@@ -67,6 +68,10 @@ class Replays:
         last batch of a loader, and those that a restart takes on, may never come again.
         Raises RuntimeError where graph=True and it cannot be captured.
         """
+        if not inductor.serves(problem.x):
+            raise RuntimeError(
+                _REFUSED.format(attack, f"`x` is on {problem.x.device}, not on CUDA")
+            )
         with self._lock:
             what = self._what(attack, problem)
             why: str | Program = self._why_not(attack, what) or self._program(attack, problem, what)

@@ -234,3 +234,16 @@ def test_errors(bad: str) -> None:
     else:
         with pytest.raises(TypeError, match=r"`x` must be a torch\.Tensor"):
             fa.compile(nn.Identity())([1.0])
+
+
+def test_a_graph_that_is_asked_for_on_the_cpu_is_an_error() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 5)
+    ).eval()
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    attack = fa.bim(fa.Linf(0.1), steps=2)
+    with pytest.raises(RuntimeError, match=r"graph=True, but .* `x` is on cpu, not on CUDA"):
+        attack(fa.compile(model, graph=True), x, y)
+    assert torch.equal(
+        attack(fa.compile(model, graph=False), x, y), attack(fa.compile(model), x, y)
+    )
