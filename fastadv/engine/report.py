@@ -65,5 +65,5 @@ def report_of(compiled: Compiled) -> Report:
         notes.append(f"packed weights: {size / 2**20:.1f} MiB")
     if size := compiled._copies.bytes:
         notes.append(f"copies of weights: {size / 2**20:.1f} MiB, written anew each attack")
-    learning = {"learn": tuple(compiled._learning.values())} if compiled._learning else {}
-    return Report({**compiled._graphs, **learning}, tuple(notes))
+    rows = tuple(compiled._learning.rows.values())
+    return Report(compiled._graphs | ({"learn": rows} if rows else {}), tuple(notes))
