@@ -157,7 +157,8 @@ def output(model: Model, x: Tensor) -> Tensor:
 
 def _mismatch(model: Model, x: Tensor) -> str | None:
     """What in x may have kept the model from running. No mistake by itself: a model may cast."""
-    found = model.parameters() if isinstance(model, nn.Module) else ()
+    of = getattr(model, "__self__", model)  # of a compiled model's `learn`
+    found = of.parameters() if isinstance(of, nn.Module) else ()
     first = next((p for p in found if p.is_floating_point()), None)
     if first is None or (first.dtype == x.dtype and first.device == x.device):
         return None

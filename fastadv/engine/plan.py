@@ -207,8 +207,9 @@ class Plans:
             self._free[key].append(plan)
             self._bytes += plan.bytes
             while self._bytes > _MOST:
-                oldest = next(plans for plans in self._free.values() if plans)
-                self._bytes -= oldest.pop().bytes
+                oldest, plans = next(found for found in self._free.items() if found[1])
+                self._bytes -= plans.pop().bytes
+                self.notes.pop(oldest, None)
 
     def report(self) -> list[str]:
         """What became of the gradients that attacks take without autograd."""
