@@ -142,7 +142,12 @@ def write(
     part = isa, str(threads)
     kept = [r for r in kept if (r["isa"], r["threads"]) != part or (ops and r["op"] not in ops)]
     kept += rows
-    kept.sort(key=lambda r: (-ISAS.index(str(r["isa"])), int(str(r["threads"]))))
+    order = [*dict.fromkeys(case.op for case in cases()), "graph", "layer"]
+    kept.sort(
+        key=lambda r: (
+            -ISAS.index(str(r["isa"])), int(str(r["threads"])), order.index(str(r["op"]))
+        )
+    )  # fmt: skip
     draft = path.with_suffix(".part")
     with draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from fastadv.engine import calls
+from fastadv.engine import calls, spread
 from fastadv.engine.reference import pack_signs
 from fastadv.engine.reference_direct import Geometry, direct_weights
 from fastadv.engine.reference_winograd import PLAIN as PLAIN_FORM
 from fastadv.engine.reference_winograd import STRIDED, STRIDED_GRADIENT
 from fastadv.engine.speeds import ATEN, DIRECT, FOLD, PLAIN, WINOGRAD, Case
+from fastadv.engine.spread import spread_bias, spread_weights, spreads
 
 Call = Callable[[], Tensor]
 
@@ -44,9 +45,16 @@ class Convolution:
         """relu(convolution(x)) by each kernel of ours."""
         x, bias, padding = self.x, self.bias, self.geometry[2][0]
         size, plain = (self.small, self.small), self.geometry[1] == (1, 1)
-        packed = direct_weights(self.weight, None, False, bfloat16)
-        call = (x, packed, bias, None, self.outputs, size, self.geometry)
-        found: dict[str, Call] = {DIRECT: lambda: calls.convolve_relu_directly(*call)[0]}
+        found: dict[str, Call] = {}
+        if spreads(self.geometry, size, self.inputs, self.outputs):
+            spread_out = spread_weights(self.weight, None, False, bfloat16, size)
+            shift = spread_bias(bias, self.small**2)
+            small = (x, spread_out, shift, None, self.outputs, size)
+            found[DIRECT] = lambda: spread.convolve_relu(*small)[0]
+        else:
+            packed = direct_weights(self.weight, None, False, bfloat16)
+            call = (x, packed, bias, None, self.outputs, size, self.geometry)
+            found[DIRECT] = lambda: calls.convolve_relu_directly(*call)[0]
         if self.is_winograds():
             turned = calls.winograd_weights(self.weight, None, False, not plain, bfloat16)
             form = padding, PLAIN_FORM if plain else STRIDED
@@ -58,9 +66,15 @@ class Convolution:
         """The gradient by x by each kernel of ours."""
         grad, padding, mask = self.grad, self.geometry[2][0], self.mask
         size, plain = (self.side, self.side), self.geometry[1] == (1, 1)
-        packed = direct_weights(self.weight, None, True, bfloat16)
-        call = (grad, packed, None, mask, self.inputs, size, self.geometry)
-        found: dict[str, Call] = {FOLD: lambda: calls.fold(*call)}
+        found: dict[str, Call] = {}
+        if spreads(self.geometry, size, self.inputs, self.outputs):
+            spread_out = spread_weights(self.weight, None, True, bfloat16, size)
+            small = (grad, spread_out, None, mask, self.inputs, size)
+            found[FOLD] = lambda: spread.gradient(*small)
+        else:
+            packed = direct_weights(self.weight, None, True, bfloat16)
+            call = (grad, packed, None, mask, self.inputs, size, self.geometry)
+            found[FOLD] = lambda: calls.fold(*call)
         if self.is_winograds():
             turned = calls.winograd_weights(self.weight, None, True, not plain, bfloat16)
             form = (2 - padding, PLAIN_FORM) if plain else (padding, STRIDED_GRADIENT)

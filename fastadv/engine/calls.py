@@ -75,6 +75,14 @@ def convolve(
     return _images(y)
 
 
+def convolve_unmasked(
+    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
+    size: tuple[int, int], padding: int, form: int,
+) -> Tensor:  # fmt: skip
+    """convolve, of a layer that no ReLU follows."""
+    return convolve(x, weights, bias, residual, None, outputs, size, padding, form)
+
+
 def convolve_relu(
     x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
     size: tuple[int, int], padding: int, form: int,

@@ -25,6 +25,7 @@ from fastadv.engine.graph import (
 )
 from fastadv.engine.reference_direct import Geometry
 from fastadv.engine.speeds import ATEN, DIRECT, FOLD, OWN, PLAIN, WINOGRAD, Call, Case
+from fastadv.engine.spread import spreads
 
 # ATen's call comes back to Python out of a plan, and the signs of the ReLU after it are one more
 # pass: LeNet with its first layer by ATen, in .84 of that layer's time, was 1.15 times as slow.
@@ -48,6 +49,9 @@ def choose(conv: fx.Node, native: bool, bfloat16: bool, batch: int) -> Choice:
         return Choice(None, why)
     geometry, channels = geometry_of(conv), int(_images(conv)[0].shape[1])
     no_winograd, no_direct = why_not_winograd(geometry, channels), why_not_direct(geometry)
+    size = tuple(_images(conv)[0].shape[2:])
+    if spreads(geometry, size, *value(weight_of(conv)[0]).shape[:2]):
+        no_winograd = "all pixels in one product"
     able = [] if no_winograd else [WINOGRAD]
     able += [] if no_direct else [FOLD if is_gradient(conv) else DIRECT]
     if not able:

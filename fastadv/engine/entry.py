@@ -37,8 +37,8 @@ def compile(
     On CUDA torch's inductor compiles the model, images channels last; "bfloat16" is what autocast
     makes of it. fastadv's own attacks replay a CUDA graph of one whole step. graph=None: where that
     cannot be captured a warning says why, and the attack goes step by step; True: it raises, as it
-    does for x on the CPU; False: nothing is captured. The forward of a model in a graph runs in Python once, and what it does
-    there beside tensors is not repeated.
+    does for x on the CPU; False: nothing is captured. The forward of a model in a graph runs in
+    Python once, and what it does there beside tensors is not repeated.
 
     Raises TypeError for what is no nn.Module, ValueError for a precision that it cannot have.
     Backward raises RuntimeError where no input requires grad, and where it is taken twice over.

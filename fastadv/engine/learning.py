@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastadv.engine import calls, learning_choice
+from fastadv.engine import calls, learning_choice, spread
 from fastadv.engine.formats import ChannelsLast, in_format_of, is_image
 from fastadv.engine.halves import autocasts
 from fastadv.engine.learning_choice import Kernels, sizes_of
@@ -21,6 +21,7 @@ from fastadv.engine.reference_winograd import PLAIN as WHOLE
 from fastadv.engine.reference_winograd import STRIDED, STRIDED_GRADIENT
 from fastadv.engine.report import Row
 from fastadv.engine.speeds import ATEN, DIRECT, FOLD, PLAIN, WINOGRAD
+from fastadv.engine.spread import spread_bias, spread_weights, spreads
 from fastadv.engine.variants import usual
 from fastadv.ops import backend
 
@@ -184,6 +185,10 @@ def _forward(
         y = torch.conv2d(given, weight, bias, stride, padding, dilation)
         return y.contiguous(memory_format=torch.channels_last)
     size: Any = tuple(sizes_of(x.shape[2:], geometry))
+    if kernel == DIRECT and spreads(geometry, size, *weight.shape[:2]):
+        packed = spread_weights(weight, None, False, False, size)
+        shift = None if bias is None else spread_bias(bias, size[0] * size[1])
+        return spread.convolve(x, packed, shift, None, len(weight), size)
     if kernel == DIRECT:
         packed = direct_weights(weight, None, False, False)
         return calls.convolve_directly(x, packed, bias, None, len(weight), size, geometry)
@@ -198,6 +203,9 @@ def _by_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, kerne
     if kernel in (ATEN, PLAIN):
         y = _backward(grad, x, weight, geometry, kernel, [True, False, False])[0]
         return y if kernel == ATEN else y.contiguous(memory_format=torch.channels_last)
+    if kernel == FOLD and spreads(geometry, size, *weight.shape[:2]):
+        packed = spread_weights(weight, None, True, False, size)
+        return spread.gradient(grad, packed, None, None, channels, size)
     if kernel == FOLD:
         packed = direct_weights(weight, None, True, False)
         return calls.fold(grad, packed, None, None, channels, size, geometry)

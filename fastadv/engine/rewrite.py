@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fastadv.engine import calls
+from fastadv.engine import calls, spread
 from fastadv.engine.attention import attend_heads
 from fastadv.engine.choice import choose, geometry_of, is_gradient, weight_of
 from fastadv.engine.fold import fold_norms
@@ -47,6 +47,7 @@ from fastadv.engine.reference_direct import direct_weights
 from fastadv.engine.reference_winograd import PLAIN, STRIDED, STRIDED_GRADIENT, transformed_shape
 from fastadv.engine.report import Row
 from fastadv.engine.speeds import DIRECT, WINOGRAD
+from fastadv.engine.spread import spread_bias, spread_weights, spreads
 
 
 def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[Row]:
@@ -119,6 +120,9 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
         shape, dtype = transformed_shape(outputs, channels, bfloat16)
         like, pack = w.new_empty(shape, dtype=dtype), calls.winograd_weights
         args = (weight, scale, gradient, geometry_of(conv)[1] != (1, 1), bfloat16)
+    elif size := _spread_over(conv, kernel):
+        pack, args = spread_weights, (weight, scale, gradient, bfloat16, size)
+        like = spread_weights(w, None, gradient, bfloat16, size)
     else:
         pack = direct_weights
         args = (weight, scale, gradient, bfloat16)
@@ -127,6 +131,21 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
     if scale is not None:  # the scale itself stands after `first`
         scale.append(place)
     return place
+
+
+def _spread_over(conv: fx.Node, kernel: str) -> tuple[int, int] | None:
+    """The pixels of images that are so few that a convolution is one product of them all."""
+    if kernel == WINOGRAD:
+        return None
+    size: Any = tuple(value(conv.args[0]).shape[2:])
+    return size if spreads(geometry_of(conv), size, *value(weight_of(conv)[0]).shape[:2]) else None
+
+
+def _spread_bias(conv: fx.Node, bias: Any, pixels: int) -> fx.Node | None:
+    if bias is None:
+        return None
+    like = spread_bias(value(bias), pixels)
+    return insert(conv, spread_bias, (bias, pixels), like, conv)
 
 
 def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
@@ -139,18 +158,25 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
         fused += " + residual"
     user = only_user(last)
     packed = _packed(conv, kernel, bfloat16)
-    direct, given = kernel == DIRECT, (x, packed, bias, residual)
-    run: Callable[..., Any]
     _, stride, padding, _ = geometry = geometry_of(conv)
-    form = (geometry,) if direct else (padding[0], PLAIN if stride == (1, 1) else STRIDED)
-    place = y.shape[1], tuple(y.shape[2:]), *form
+    size: Any = tuple(y.shape[2:])
+    both: Callable[..., Any]
+    alone: Callable[..., Any]
+    place: tuple[Any, ...]
+    if kernel == WINOGRAD:
+        form = PLAIN if stride == (1, 1) else STRIDED
+        both, alone, place = calls.convolve_relu, calls.convolve_unmasked, (size, padding[0], form)
+    elif _spread_over(conv, kernel):
+        both, alone, place = spread.convolve_relu, spread.convolve, (size,)
+        bias = _spread_bias(conv, bias, size[0] * size[1])
+    else:
+        both, alone = calls.convolve_relu_directly, calls.convolve_directly
+        place = size, geometry
+    args = (x, packed, bias, residual, y.shape[1], *place)
     if user is not None and user.target is RELU:
-        run = calls.convolve_relu_directly if direct else calls.convolve_relu
-        _replace_relu(user, insert(user, run, (*given, *place), (y, signs_of(y)), conv))
+        _replace_relu(user, insert(user, both, args, (y, signs_of(y)), conv))
         return fused + " + relu"
-    run = calls.convolve_directly if direct else calls.convolve
-    args = (*given, *place) if direct else (*given, None, *place)
-    last.replace_all_uses_with(insert(last, run, args, y, conv))
+    last.replace_all_uses_with(insert(last, alone, args, y, conv))
     return fused
 
 
@@ -200,6 +226,8 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool, batch: int) -> Row:
     if kernel == WINOGRAD:
         form = (2 - padding[0], PLAIN) if stride == (1, 1) else (padding[0], STRIDED_GRADIENT)
         run, call = calls.convolve, (grad, packed, None, residual, mask, channels, size, *form)
+    elif _spread_over(node, kernel):
+        run, call = spread.gradient, (grad, packed, residual, mask, channels, size)
     else:
         run, call = calls.fold, (grad, packed, residual, mask, channels, size, geometry)
     last.replace_all_uses_with(insert(last, run, call, value(result), node))
