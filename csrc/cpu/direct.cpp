@@ -4,7 +4,7 @@
 // A task gathers the pixels under the taps of a block of outputs, kDepth numbers of each at a time,
 // multiplies them by all weights of those, and finishes y in registers: 4 B written an element. A
 // row of the kernel is one run of memory unless it is dilated: 5 copies for 5x5 taps, not 25. For
-// 1x1 there is nothing to gather.
+// 1x1 there is nothing to gather. Where there are few blocks a task has some of the outputs alone.
 #include "declare.h"
 #include "epilogue.h"
 #include "gemm.h"
@@ -45,7 +45,8 @@ class Block {
         gathered_(sums_ + args.block * width_),
         row_(gathered_ + args.block * kDepth) {}
 
-  void run() {
+  // The channels of y from `from` to `until`.
+  void run(int64_t from, int64_t until) {
     const int64_t depth = args_.kernel[0] * args_.kernel[1] * args_.channels;
     const bool there = Products::kPerStep == 1 && pixels_are_rows();
     const float* weights = args_.weights;
@@ -55,16 +56,16 @@ class Block {
       if (!there) gather(begin, numbers);
       multiply<Products>({.a = there ? args_.x + first_ * args_.channels + begin : gathered_,
                           .a_row = there ? args_.channels : kDepth,
-                          .b = weights,
-                          .c = sums_,
+                          .b = weights + from * steps,
+                          .c = sums_ + from,
                           .c_row = width_,
                           .group = kPanel,
                           .depth = steps,
                           .add = begin > 0},
-                         count_, width_ / kPanel);
+                         count_, (until - from + kPanel - 1) / kPanel);
       weights += steps * width_;
     }
-    for (int64_t i = 0; i < count_; ++i) write(i);
+    for (int64_t i = 0; i < count_; ++i) write(i, from, until);
   }
 
  private:
@@ -139,11 +140,12 @@ class Block {
     zero(to + before + there, count - before - there);
   }
 
-  void write(int64_t i) {
-    const float* const from = sums_ + i * width_;
-    each_register<float>(args_.outputs, [&](int64_t k, auto... n) {
+  void write(int64_t i, int64_t from, int64_t until) {
+    const float* const sums = sums_ + i * width_;
+    each_register<float>(until - from, [&](int64_t at, auto... n) {
+      const int64_t k = from + at;
       const Floats bias = args_.bias ? load(args_.bias + k, n...) : Floats{};
-      finish(args_, first_ + i, k, load(from + k) + bias, n...);
+      finish(args_, first_ + i, k, load(sums + k) + bias, n...);
     });
   }
 
@@ -162,13 +164,13 @@ class Block {
 template <class Products>
 void convolve_directly(const DirectArgs& args, int64_t begin, int64_t end) {
   const int64_t pixels = args.samples * args.rows * args.columns;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t first = task * args.block, left = pixels - first;
-    Block<Products>(args, first, left < args.block ? left : args.block).run();
-  }
+  each_chunk(begin, end, args.outputs, args.chunk, [&](int64_t block, int64_t from, int64_t until) {
+    const int64_t first = block * args.block, left = pixels - first;
+    Block<Products>(args, first, left < args.block ? left : args.block).run(from, until);
+  });
 }
 
-// Task i is block i.
+// Task i is chunk i % chunks of the outputs of block i / chunks.
 void direct(const DirectArgs& args, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
   if (args.bfloat16) return convolve_directly<Pairs>(args, begin, end);

@@ -44,7 +44,8 @@ struct WinogradArgs {
   int64_t panels;  // of outputs, multiplied together
 };
 using WinogradKernel = void (*)(const WinogradArgs&, int64_t begin, int64_t end);  // tasks
-constexpr int64_t kPanel = 16;  // outputs whose weights stand side by side, whatever the ISA
+constexpr int64_t kPanel = 16;         // outputs whose weights stand side by side, whatever the ISA
+constexpr int64_t kWide = 4 * kPanel;  // and what is multiplied at once, at most
 
 struct WinogradWeightsArgs {
   const float* weight;  // (out, in, 3, 3)
@@ -95,7 +96,8 @@ struct DirectArgs {
   int64_t samples, height, width, channels, rows, columns, outputs;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   bool relu, bfloat16;
-  int64_t block;     // outputs of a task; of a gradient rows of x that are multiplied at once
+  int64_t block;     // pixels of a task; of a gradient rows of x that are multiplied at once
+  int64_t chunk;     // and the outputs of these, some times kWide
   int64_t band;      // of a gradient: rows of y in a task,
   int64_t together;  // and samples, where a task has all their rows
 };
@@ -116,9 +118,8 @@ struct LinearArgs {
   bool bfloat16;            // the products
   bool narrow_x, narrow_y;  // these are bfloat16, which asks for such products
   int64_t block;            // rows of a task,
-  int64_t chunk;            // and its outputs, some times kLinearWide
+  int64_t chunk;            // and its outputs, some times kWide
 };
-constexpr int64_t kLinearWide = 4 * kPanel;  // outputs multiplied at once
 using LinearKernel = void (*)(const LinearArgs&, int64_t begin, int64_t end);  // tasks
 
 // A row of each head of each sample, `width` numbers side by side, and how many numbers lie between

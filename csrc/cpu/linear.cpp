@@ -14,8 +14,6 @@
 
 FASTADV_NAMESPACE_BEGIN
 
-constexpr int64_t kWide = kLinearWide;
-
 template <class Products>
 class LinearBlock {
  public:
@@ -155,17 +153,10 @@ class LinearBlock {
 
 template <class Products>
 void multiply_rows_of(const LinearArgs& args, int64_t begin, int64_t end) {
-  const int64_t chunks = (args.outputs + args.chunk - 1) / args.chunk;
-  while (begin < end) {
-    const int64_t block = begin / chunks, next = (block + 1) * chunks;
-    const int64_t last = end < next ? end : next;  // of the block's tasks here
+  each_chunk(begin, end, args.outputs, args.chunk, [&](int64_t block, int64_t from, int64_t until) {
     const int64_t first = block * args.block, left = args.rows - first;
-    const int64_t column = (begin - block * chunks) * args.chunk;
-    const int64_t until = (last - block * chunks) * args.chunk;
-    LinearBlock<Products>(args, first, left < args.block ? left : args.block)
-        .run(column, until < args.outputs ? until : args.outputs);
-    begin = last;
-  }
+    LinearBlock<Products>(args, first, left < args.block ? left : args.block).run(from, until);
+  });
 }
 
 // Task i is chunk i % chunks of the outputs of block i / chunks.

@@ -8,7 +8,7 @@ namespace fastadv {
 namespace {
 
 // Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
-static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 208 && sizeof(PoolArgs) == 152 &&
+static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 216 && sizeof(PoolArgs) == 152 &&
                   sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72 &&
                   sizeof(LinearArgs) == 96 && sizeof(AttentionArgs) == 312 &&
                   sizeof(NormArgs) == 80 && sizeof(StepArgs) == 120 && sizeof(HeadArgs) == 72 &&

@@ -59,6 +59,14 @@ void universal(Norm norm, DType dtype, const UniversalArgs& args, ParallelFor pa
   table.shared_step[norm][dtype](step, 0, norm == kLinf ? args.size : 1);
 }
 
+// The outputs of a task, where there are so many blocks: fewer than all where these are too few for
+// the threads.
+int64_t chunk_of(int64_t outputs, int64_t blocks) {
+  const int64_t strips = std::max<int64_t>(1, (outputs + kWide - 1) / kWide);
+  const int64_t pieces = std::min<int64_t>(strips, (7 + blocks) / blocks);
+  return (strips + pieces - 1) / pieces * kWide;
+}
+
 int64_t products(const DenseStack& stack) {
   int64_t count = 0;
   for (int64_t l = 0; l < stack.count; ++l) {
@@ -187,7 +195,7 @@ void run_winograd_weight_gradient(WinogradWeightGradientArgs args, float* scratc
 }
 
 // A block's sums and gathered pixels stay in half of an L2 cache; rows in sevens, as gemm.h takes
-// them. Its size changes no result's bits.
+// them. Few blocks are cut by outputs, too. No choice changes a result's bits.
 void run_direct(DirectArgs args, ParallelFor parallel) {
   note(args);
   const int64_t pixels = args.samples * args.rows * args.columns;
@@ -197,8 +205,12 @@ void run_direct(DirectArgs args, ParallelFor parallel) {
   const int64_t most = std::clamp<int64_t>(fitting, 28, 112);
   const int64_t blocks = (pixels + most - 1) / most;
   args.block = (pixels + blocks - 1) / blocks;
+  args.chunk = chunk_of(args.outputs, blocks);
+  const int64_t taps = args.kernel[0] * args.kernel[1];
+  const int64_t work = args.block * args.chunk * taps * args.channels / 16;
+  const int64_t chunks = (args.outputs + args.chunk - 1) / args.chunk;
   const DirectKernel kernel = kernels().direct;
-  over((pixels + args.block - 1) / args.block, 1, parallel,
+  over((pixels + args.block - 1) / args.block * chunks, samples_a_grain(work), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
@@ -236,12 +248,10 @@ void run_linear(LinearArgs args, ParallelFor parallel) {
   const int64_t most = std::clamp<int64_t>(512 * 1024 / bytes / 7 * 7, 28, 112);
   const int64_t blocks = (args.rows + most - 1) / most;
   args.block = (args.rows + blocks - 1) / blocks;
-  const int64_t strips = (args.outputs + kLinearWide - 1) / kLinearWide;
-  const int64_t pieces = std::min<int64_t>(strips, (7 + blocks) / blocks);
-  args.chunk = (strips + pieces - 1) / pieces * kLinearWide;
+  args.chunk = chunk_of(args.outputs, blocks);
   const int64_t work = args.block * args.chunk * args.inputs / 16;
-  const LinearKernel kernel = kernels().linear;
   const int64_t chunks = (args.outputs + args.chunk - 1) / args.chunk;
+  const LinearKernel kernel = kernels().linear;
   over((args.rows + args.block - 1) / args.block * chunks, samples_a_grain(work), parallel,
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }

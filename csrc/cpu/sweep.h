@@ -109,6 +109,20 @@ FASTADV_FN void each_register(int64_t count, Body body) {
   if (i < count) body(i, count - i);
 }
 
+// visit(block, from, until): the tasks from `begin` to `end`, of which task i is chunk i % chunks
+// of the outputs of block i / chunks. A block's neighbouring chunks are visited as one.
+template <class Visit>
+void each_chunk(int64_t begin, int64_t end, int64_t outputs, int64_t chunk, Visit visit) {
+  const int64_t chunks = (outputs + chunk - 1) / chunk;
+  while (begin < end) {
+    const int64_t block = begin / chunks, next = (block + 1) * chunks;
+    const int64_t last = end < next ? end : next;
+    const int64_t until = (last - block * chunks) * chunk;
+    visit(block, (begin - block * chunks) * chunk, until < outputs ? until : outputs);
+    begin = last;
+  }
+}
+
 // A bool that a lambda takes as a type, so that a branch is settled outside the loop.
 template <bool kValue>
 struct Flag {
