@@ -43,11 +43,10 @@ class Learning:
         turned = is_image(x) and self.watched and not self.contiguous
         with _Convolutions(self, turned) as mode:
             y = self.module(ChannelsLast.apply(x) if turned else x)  # type: ignore[no-untyped-call]
-        self.watched = True
-        if mode.needs_contiguous():
-            self.contiguous = True
-            if turned:
-                raise RuntimeError(_WRITTEN)
+        self.watched, written = True, mode.written()
+        self.contiguous |= written or mode.strided
+        if written and turned:
+            raise RuntimeError(_WRITTEN)
         return in_format_of(x, y)
 
 
@@ -56,12 +55,11 @@ _WRITTEN = (
     "in its first forward: the logits may be wrong. Call fast.learn(x) again, which from now on "
     "leaves images as they are"
 )
+_STRIDED = (torch.as_strided, torch.Tensor.as_strided)
 _VIEWS = {
-    getattr(of, name)
-    for of in (torch, torch.Tensor)
-    for name in ("reshape", "flatten", "ravel", "view", "contiguous")
-    if hasattr(of, name)
-}
+    torch.reshape, torch.flatten, torch.ravel, torch.Tensor.reshape, torch.Tensor.flatten,
+    torch.Tensor.ravel, torch.Tensor.view, torch.Tensor.contiguous, *_STRIDED,
+}  # fmt: skip
 
 
 class _Convolutions(TorchFunctionMode):
@@ -78,7 +76,8 @@ class _Convolutions(TorchFunctionMode):
             id(p): name.rpartition(".")[0] for name, p in learning.module.named_parameters()
         }
         self.watched: list[tuple[Tensor, int]] = []  # views and what they are of, and their version
-        self.strided = False  # whether a view depends on how images are laid out
+        self.strided = False  # whether a view depends on how images are laid out,
+        self.other = False  # and was another one
 
     def __torch_function__(
         self,
@@ -91,17 +90,26 @@ class _Convolutions(TorchFunctionMode):
         if func is torch.conv2d:
             y = self._convolve(*args, **given)
             return func(*args, **given) if y is None else y
-        y = func(*args, **given)
-        if func in _VIEWS and isinstance(args[0], Tensor) and args[0].dim() == 4:
-            self.watched += [(t, t._version) for t in (args[0], y)]
-            if func is torch.Tensor.view and not self.turned:
-                self.strided |= not _holds_channels_last(args, given)
-        self.strided |= func in (torch.as_strided, torch.Tensor.as_strided)
+        if func not in _VIEWS:
+            return func(*args, **given)
+        x, *more = (*args, *given.values())
+        try:
+            y = func(*args, **given)
+        except RuntimeError:
+            if func is not torch.Tensor.view or not self.turned:
+                raise
+            y, self.strided = x.reshape(*more), True  # and a copy
+        if x.dim() == 4 or self.strided:
+            self.watched += [(t, t._version) for t in (x, y)]
+        if func is torch.Tensor.view and x.dim() == 4 and not self.turned:
+            self.strided |= not _holds_channels_last(x, more)
+        if func in _STRIDED:
+            self.strided, self.other = True, self.turned
         return y
 
-    def needs_contiguous(self) -> bool:
+    def written(self) -> bool:
         """Whether the model is another one where its images are channels last."""
-        return self.strided or any(t._version != version for t, version in self.watched)
+        return self.other or any(t._version != version for t, version in self.watched)
 
     def _convolve(
         self,
@@ -129,11 +137,11 @@ class _Convolutions(TorchFunctionMode):
         return y if self.turned else y.contiguous()
 
 
-def _holds_channels_last(args: tuple[Any, ...], given: dict[str, Any]) -> bool:
-    """Whether x.view(...) holds for x channels last, too."""
-    x = torch.empty(args[0].shape, device="meta").contiguous(memory_format=torch.channels_last)
+def _holds_channels_last(x: Tensor, shape: list[Any]) -> bool:
+    """Whether x.view(shape) holds for x channels last, too."""
+    like = torch.empty(x.shape, device="meta").contiguous(memory_format=torch.channels_last)
     try:
-        x.view(*args[1:], **given)
+        like.view(*shape)
     except RuntimeError:
         return False
     return True
