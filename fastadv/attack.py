@@ -154,7 +154,7 @@ class Attack:
                 raise ValueError("`radius` must be finite: apgd's first step is twice it, got inf")
             if x.numel() == 0:
                 return _nothing(x)
-            with crafting(model, self.mode), held(model, self.steps * self.restarts):
+            with crafting(model, self.mode), held(model):
                 if y is None and (target is None or objective.targeted_needs_y):
                     y = objective.predict(output(model, x.clone()))  # a model may write on it
                 problem = Problem(model, objective, self.ball, x, r, y, target)

@@ -18,9 +18,8 @@ MODES = ("eval", "train", "keep")
 class Steady(nn.Module):
     """A module that can be held as it is, and then has its gradient as two functions."""
 
-    def held(self, gradients: int | None = None) -> AbstractContextManager[None]:
-        """While it is entered, the module does not change, and is asked for so many gradients, as
-        far as that is known."""
+    def held(self) -> AbstractContextManager[None]:
+        """While it is entered, the module does not change."""
         raise NotImplementedError
 
     def vjp(self, x: Tensor, rows: int = 1, probe: bool = False) -> tuple[Tensor, Pull] | None:
@@ -29,9 +28,9 @@ class Steady(nn.Module):
         raise NotImplementedError
 
 
-def held(model: Model, gradients: int | None = None) -> AbstractContextManager[None]:
-    """As Steady.held."""
-    return model.held(gradients) if isinstance(model, Steady) else nullcontext()
+def held(model: Model) -> AbstractContextManager[None]:
+    """While it is entered the model stays as it is."""
+    return model.held() if isinstance(model, Steady) else nullcontext()
 
 
 def vjp(model: Model, x: Tensor, rows: int = 1, probe: bool = False) -> tuple[Tensor, Pull] | None:

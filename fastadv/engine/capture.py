@@ -113,7 +113,7 @@ class Compiled(Steady):
             return self.module(x) if self._bypass else self._learning(x)
 
     @contextmanager
-    def held(self, gradients: int | None = None) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """The weights stay as they are: what is computed from them alone is computed once, and once
         more where another thread enters, which may have changed them."""
         mine = getattr(self._mine, "depth", 0)
@@ -124,7 +124,6 @@ class Compiled(Steady):
             if not mine:
                 self._weights.hold()
                 self._sure.clear()
-                self._mine.brief = gradients is not None and gradients < worth.BRIEF
             self._held += 1
         self._mine.depth = mine + 1
         try:
@@ -181,10 +180,7 @@ class Compiled(Steady):
             raise TypeError("`model` must be called with x alone: bind its other arguments first")
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a torch.Tensor, got {type(x).__name__}")
-        y = None
-        if not self._plans.refuses(x):
-            with self._lock:
-                y = None if inductor.serves(x) else self._plans.forward(x, self._read_graph)
+        y = None if self._plans.refuses(x) else self._by_stack(x)
         if y is None:
             y = self._by_torch(x) if self._is_plain(x) else self._by_engine(x)
         return y if x.requires_grad or not torch.is_grad_enabled() else guarded(self.module, y)
@@ -195,6 +191,10 @@ class Compiled(Steady):
             return model(x)
         with self._lock:
             return lent(model, None, model, x)
+
+    def _by_stack(self, x: Tensor) -> Any:
+        with self._lock:
+            return None if inductor.serves(x) else self._plans.forward(x, self._read_graph)
 
     def _by_engine(self, x: Tensor) -> Any:
         lend = self._copies.lend if inductor.serves(x) else None
@@ -222,7 +222,7 @@ class Compiled(Steady):
                 return False
             # In an attack the calls that cost more are made once, its other steps go without.
             if self._held:
-                return getattr(self._mine, "brief", False) or self._halves(key, len(x)) is None
+                return self._halves(key, len(x)) is None
             self._cases.add(case)
         return True
 

@@ -16,10 +16,6 @@ from fastadv.engine import calls, speeds, tokens, weights
 from fastadv.engine.graph import size_at, value
 from fastadv.engine.speeds import OWN, PLAIN, Call, Case
 
-# Gradients of an attack below which the calls of its first one, where a graph's cost more than they
-# save, are not made: a ConvNeXt block, one sample, 3 steps, took 1.11 times plain torch's time.
-BRIEF = 5
-
 
 def why_bypass(model: nn.Module, precision: str) -> str | None:
     """Why nothing of a model is worth compiling, or None."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import nets
 import pytest
@@ -13,7 +12,7 @@ from tables import CASE
 from torch import Tensor, nn
 
 import fastadv as fa
-from fastadv.engine import Compiled, backend, speeds, variants, worth
+from fastadv.engine import backend, speeds, variants, worth
 from fastadv.engine.dense_plan import multiplies_bfloat16
 from fastadv.engine.speeds import ATEN, DIRECT, OWN, Call, Case, Measured, Speeds
 
@@ -169,30 +168,6 @@ def test_a_compile_runs_as_plain_torch_below_the_batch_from_which_it_pays(
     first, later = gradient(fast, x), gradient(fast, x)
     assert not torch.equal(first, later)
     assert torch.equal(later, gradient(model, x))
-
-
-@native
-def test_a_brief_attack_does_not_make_the_calls_that_cost_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(worth, "least_batch", lambda made, graphs, *rest: 64 if graphs else 1)
-    conv = nn.Conv2d(16, 40, 3, padding=1)
-    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(40 * 36, 3)).eval()
-    fast, x, y = fa.compile(model), torch.rand(20, 16, 6, 6), torch.arange(20) % 3
-    gradient(fast, x)
-    seen: list[bool] = []
-    right = Compiled._by_torch
-
-    def watched(self: Compiled, x: Tensor) -> Any:
-        seen.extend([True] * x.requires_grad)
-        return right(self, x)
-
-    monkeypatch.setattr(Compiled, "_by_torch", watched)
-    for steps, restarts, plain in ((4, 1, True), (5, 1, False), (3, 2, False)):
-        seen.clear()
-        attack = fa.pgd(fa.Linf(0.1), steps=steps, restarts=restarts)
-        attack(fast, x, y)
-        assert bool(seen) == plain, (steps, restarts)
 
 
 def test_a_count_of_threads_that_chooses_other_kernels_is_another_compile(
