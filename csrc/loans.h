@@ -87,10 +87,8 @@ class Loan {
     taken_.reserve(16);
     given_.reserve(32);
     for (PyObject* module : modules_of(model)) {
-      PyObject *const parameters = registered(module, names.parameters), *const buffers =
-                                                                             registered(
-                                                                                 module,
-                                                                                 names.buffers);
+      PyObject* const parameters = registered(module, names.parameters);
+      PyObject* const buffers = registered(module, names.buffers);
       if (PyDict_GET_SIZE(parameters)) {
         places.emplace_back(py::reinterpret_borrow<py::object>(parameters), false);
       }
@@ -125,7 +123,9 @@ class Loan {
       if (shared == nullptr) continue;
       if (!lend_.equal(other->lend_)) throw std::runtime_error(kTwoPrecisions);
       taken_.push_back(*shared);
-      given_.insert(given_.end(), other->given_.begin(), other->given_.end());
+      for (const Pair& pair : other->given_) {  // once each: loans that overlap pass them on
+        if (find(given_, pair.first.ptr()) == nullptr) given_.push_back(pair);
+      }
       return;
     }
     taken_.emplace_back(place, owned(PyDict_Copy(place.ptr())));

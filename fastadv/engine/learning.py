@@ -193,6 +193,7 @@ def _forward(
         y = torch.conv2d(given, weight, bias, stride, padding, dilation)
         return y.contiguous(memory_format=torch.channels_last)
     size: Any = tuple(sizes_of(x.shape[2:], geometry))
+    bias = None if bias is None else bias.contiguous()
     if kernel == DIRECT and spreads(geometry, size, *weight.shape[:2]):
         packed = spread_weights(weight, None, False, False, size)
         shift = None if bias is None else spread_bias(bias, size[0] * size[1])

@@ -40,7 +40,8 @@ def spread_weights(
     w = w.permute(2, 3, 1, 0) if gradient else w.permute(2, 3, 0, 1)  # taps, rows, depth
     rows, depth = w.shape[2:]
     taps = w.reshape(9, rows // PANEL, PANEL, depth).transpose(2, 3).contiguous()
-    tap = torch.tensor([[_tap(o, i, size) for i in range(_area(size))] for o in range(_area(size))])
+    pixels = range(_area(size))
+    tap = torch.tensor([[_tap(o, i, size) for i in pixels] for o in pixels], device=weight.device)
     spread = taps[tap.t() if gradient else tap].transpose(1, 2)  # pixels, panels, pixels, depth
     panels = spread.reshape(len(tap) * rows // PANEL, len(tap) * depth, PANEL)
     if bfloat16:

@@ -6,6 +6,7 @@ import pytest
 import tables
 import torch
 import torch.nn.functional as F
+from conftest import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -112,6 +113,26 @@ def test_packed_weights_unpack(gradient: bool, bfloat16: bool) -> None:
     assert torch.equal(reference_direct.unpack(packed, 20, 90, gradient, (3, 2)), w)
 
 
+@pytest.mark.parametrize("bfloat16", PRECISIONS)
+@pytest.mark.parametrize(("pixels", "outputs"), [(1, 500), (3, 129), (12, 333), (20, 64)])
+def test_few_pixels_are_cut_by_outputs(pixels: int, outputs: int, bfloat16: bool) -> None:
+    """Each output once, and its bits, whatever threads share a block's chunks."""
+    x, w, bias = images(2, 90, pixels, 1), torch.randn(outputs, 90, 3, 1), torch.randn(outputs)
+    residual, size = images(2, outputs, pixels, 1), (pixels, 1)
+    geometry: Geometry = ((3, 1), (1, 1), (1, 0), (1, 1))
+    packed, found = direct_weights(w, None, False, bfloat16), []
+    for count in (1, 2, 3, 5):
+        with threads(count):
+            given = x, packed, bias, residual, outputs, size, geometry
+            found.append(calls.convolve_relu_directly(*given))
+    exact = F.conv2d(x.double(), w.double(), bias.double(), padding=(1, 0)) + residual
+    error = float((found[0][0] - exact.relu()).norm() / exact.norm())
+    assert error <= (2e-2 if bfloat16 else 1e-6)
+    for y, signs in found[1:]:
+        assert torch.equal(y, found[0][0])
+        assert torch.equal(signs, found[0][1])
+
+
 def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads() -> None:
     geometry = ((3, 3), (2, 2), (1, 1), (1, 1))
     x, grad, w = images(33, 96, 8, 8), images(33, 144, 4, 4), torch.randn(144, 96, 3, 3)
@@ -122,14 +143,14 @@ def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads() -> None:
         back = calls.fold(grad[part], turned, None, None, 96, (8, 8), geometry)
         return torch.cat([y.flatten(1), back.flatten(1)], 1)
 
-    whole, threads = run(slice(None)), torch.get_num_threads()
+    whole, before = run(slice(None)), torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             for part in (slice(0, 1), slice(5, 8), slice(2, 33)):
                 assert torch.equal(run(part), whole[part])
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import threads
 from torch import Tensor, nn
 
 import fastadv as fa
@@ -26,6 +27,20 @@ def test_a_layer_and_its_gradient_are_float64s(shape: tuple[int, ...], precision
     tolerance = 3e-2 if half else 1e-5
     torch.testing.assert_close(y.double(), exact, rtol=0, atol=tolerance)
     torch.testing.assert_close(back.double(), exact_back, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 700), (9, 200), (64, 512), (250, 130)])
+def test_few_rows_are_cut_by_outputs(rows: int, outputs: int, precision: str) -> None:
+    x, w, bias = torch.randn(rows, 300), torch.randn(outputs, 300), torch.randn(outputs)
+    packed, found = calls.linear_weights(w, False, precision == "bfloat16"), []
+    for count in (1, 2, 3, 5):
+        with threads(count):
+            found.append(calls.linear(x, packed, bias, outputs))
+    exact = x.double() @ w.double().t() + bias
+    tolerance = 2e-2 if precision == "bfloat16" else 1e-6
+    assert float((found[0] - exact).norm()) <= tolerance * float(exact.norm())
+    assert all(torch.equal(y, found[0]) for y in found[1:])
 
 
 class Tokens(nn.Module):
