@@ -29,7 +29,7 @@ from fastadv.engine.reference_winograd import PLAIN
 
 YARDSTICK = "none"
 _SIZE = 1024
-_KERNELS = ("winograd_", "direct_", "fold_", "linear_")
+_KERNELS = ("winograd_", "winograd_gradient_", "direct_", "fold_", "linear_")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,8 +100,7 @@ class _Clock:
             first = next(a for a in args if isinstance(a, Tensor))
             key = f"{name.rstrip('_')} {_text(first)}"
             if name in _KERNELS:
-                x = args[1] if name == "fold_" else args[2]
-                key += f" of {x.shape[-1]}{_window(name, args)}"
+                key += f" of {_given(name, args).shape[-1]}{_window(name, args)}"
             spent, _ = self.seen.setdefault(key, ([], _products(name, args)))
             spent.append(seconds)
             return result
@@ -113,11 +112,19 @@ def _text(image: Tensor) -> str:
     return "x".join(map(str, image.shape))
 
 
+def _given(name: str, args: tuple[Any, ...]) -> Tensor:
+    """What a kernel reads: x, or the gradient of an output."""
+    x: Tensor = args[1 if name in ("fold_", "winograd_gradient_") else 2]
+    return x
+
+
 def _window(name: str, args: tuple[Any, ...]) -> str:
     """The kernel's size and its stride, so that calls of one name have the same products."""
-    if name in ("winograd_", "linear_"):
-        return ", stride 2" if name == "winograd_" and args[8] != PLAIN else ""
-    (height, width), stride = args[5:7] if name == "fold_" else args[6:8]
+    if name == "linear_":
+        return ""
+    if name.startswith("winograd"):
+        return ", stride 2" if args[7] != PLAIN else ""
+    (height, width), stride = args[6:8]
     return f", {height}x{width}" + (f", stride {stride[0]}" if stride[0] > 1 else "")
 
 
@@ -125,15 +132,15 @@ def _products(name: str, args: tuple[Any, ...]) -> float:
     """A plain convolution's, of which a gradient's are as many."""
     if name not in _KERNELS:
         return 0.0
+    y, x = args[0], _given(name, args)
     if name == "linear_":
-        return float(args[0].numel() * args[2].shape[1])
-    if name == "winograd_":
-        y, x = args[0], args[2]
+        return float(y.numel() * x.shape[1])
+    if name.startswith("winograd"):
         pixels = min(y.numel() // y.shape[3], x.numel() // x.shape[3])  # a gradient's y has more
         return float(9 * pixels * y.shape[3] * x.shape[3])
     if name == "direct_":
-        return float(math.prod(args[6]) * args[0].numel() * args[2].shape[3])
-    return float(math.prod(args[5]) * args[1].numel() * args[0].shape[3])
+        return float(math.prod(args[6]) * y.numel() * x.shape[3])
+    return float(math.prod(args[6]) * x.numel() * y.shape[3])
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

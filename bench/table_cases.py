@@ -44,6 +44,14 @@ _CONVOLUTIONS: dict[tuple[int, int], tuple[tuple[int, int, int], ...]] = {
     (4, 4): ((3, 96, 14), (3, 192, 8), (64, 128, 7)),
     (2, 2): ((32, 64, 8), (96, 192, 7)),
 }  # fmt: skip
+# Of each channel by itself: (window, stride): channels, pixels a side of the output.
+_DEPTHWISE: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {
+    (3, 1): ((16, 32), (64, 32), (32, 56), (128, 16), (144, 28), (256, 8), (480, 14), (960, 7)),
+    (3, 2): ((64, 16), (96, 28), (128, 8), (576, 7)),
+    (5, 1): ((40, 28), (120, 14), (672, 7)),
+    (5, 2): ((64, 14), (240, 7)),
+    (7, 1): ((32, 16), (96, 28), (96, 8), (384, 14), (768, 7)),
+}
 # A linear layer's inputs and outputs; its rows are tokens.
 _LINEAR = (
     (16, 16), (64, 10), (512, 10), (64, 64), (784, 512), (192, 192), (192, 768), (768, 192),
@@ -71,6 +79,11 @@ def _all() -> Iterator[Case]:
             for inputs, outputs, pixels in layers:
                 for batch in BATCHES:
                     yield Case(op, *form, inputs, outputs, pixels, pixels, batch)
+    for op in ("depthwise", "depthwise gradient"):
+        for form, images in _DEPTHWISE.items():
+            for channels, pixels in images:
+                for batch in BATCHES:
+                    yield Case(op, *form, channels, channels, pixels, pixels, batch)
     for inputs, outputs, pixels in _CONVOLUTIONS[3, 1]:
         for batch in BATCHES:
             yield Case("weight gradient", 3, 1, inputs, outputs, pixels, pixels, batch)

@@ -50,16 +50,16 @@ class Convolution:
             spread_out = spread_weights(self.weight, None, False, bfloat16, size)
             shift = spread_bias(bias, self.small**2)
             small = (x, spread_out, shift, None, self.outputs, size)
-            found[DIRECT] = lambda: spread.convolve_relu(*small)[0]
+            found[DIRECT] = lambda: spread.convolve_activated(*small)[0]
         else:
             packed = direct_weights(self.weight, None, False, bfloat16)
             call = (x, packed, bias, None, self.outputs, size, self.geometry)
-            found[DIRECT] = lambda: calls.convolve_relu_directly(*call)[0]
+            found[DIRECT] = lambda: calls.convolve_activated_directly(*call)[0]
         if self.is_winograds():
             turned = calls.winograd_weights(self.weight, None, False, not plain, bfloat16)
             form = padding, PLAIN_FORM if plain else STRIDED
             given = (x, turned, bias, None, self.outputs, size, *form)
-            found[WINOGRAD] = lambda: calls.convolve_relu(*given)[0]
+            found[WINOGRAD] = lambda: calls.convolve_activated(*given)[0]
         return found
 
     def gradient(self, bfloat16: bool) -> dict[str, Call]:
@@ -78,8 +78,8 @@ class Convolution:
         if self.is_winograds():
             turned = calls.winograd_weights(self.weight, None, True, not plain, bfloat16)
             form = (2 - padding, PLAIN_FORM) if plain else (padding, STRIDED_GRADIENT)
-            given = (grad, turned, None, None, mask, self.inputs, size, *form)
-            found[WINOGRAD] = lambda: calls.convolve(*given)
+            given = (grad, turned, None, mask, self.inputs, size, *form)
+            found[WINOGRAD] = lambda: calls.convolve_gradient(*given)
         return found
 
     def atens_forward(self) -> dict[str, Call]:
@@ -87,7 +87,7 @@ class Convolution:
         x, w, bias = self.x, self.weight, self.bias
         contiguous = x.contiguous()
         return {
-            ATEN: lambda: calls.rectify(torch.conv2d(x, w, bias, stride, padding), None)[0],
+            ATEN: lambda: calls.activate(torch.conv2d(x, w, bias, stride, padding))[0],
             PLAIN: lambda: torch.relu(torch.conv2d(contiguous, w, bias, stride, padding)),
         }
 
@@ -100,7 +100,7 @@ class Convolution:
 
         def aten() -> Tensor:
             y = calls.input_gradient(grad, w, shape, *more)
-            return y if mask is None else calls.masked(y, None, mask)
+            return y if mask is None else calls.times_slopes(y, None, mask)
 
         def plain() -> Tensor:
             y: Tensor = torch.ops.aten.convolution_backward(

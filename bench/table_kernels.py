@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench import gate, table_learning
 from bench.table_convolutions import Convolution
+from bench.table_depthwise import Depthwise
 from bench.table_passes import pair
 from bench.timing import Clock, interleave
 from fastadv.engine.speeds import LEARNING, OWN, PLAIN, Case
@@ -25,7 +26,7 @@ def measure(
     if case.op in LEARNING:
         timed = interleave(table_learning.gated(case), seconds, _LEAST, warm_up=0, clock=clock)
         return {"float32": {kernel: times.quantile(50) for kernel, times in timed.items()}}
-    find = _convolution if case.op in ("convolution", "gradient") else _other
+    find = _FIND.get(case.op, _other)
     ours, torchs = find(case, precisions)
     given = {**ours, **{("", kernel): call for kernel, call in torchs.items()}}
     named = {" ".join(key): call for key, call in given.items()}
@@ -53,6 +54,15 @@ def _convolution(case: Case, precisions: Sequence[str]) -> Found:
     return ours, torchs
 
 
+def _depthwise(case: Case, precisions: Sequence[str]) -> Found:
+    depthwise, gradient = Depthwise(case), case.op == "depthwise gradient"
+    own, torchs = depthwise.gradient() if gradient else depthwise.forward()
+    exact = depthwise.exact(gradient)
+    for kernel, call in (own | torchs).items():
+        gate.relative(f"{kernel} of {case}", call()[[0, -1]], exact, _TOLERANCE["float32"])
+    return {(p, k): call for p in precisions for k, call in own.items()}, torchs
+
+
 def _other(case: Case, precisions: Sequence[str]) -> Found:
     ours: dict[tuple[str, str], Call] = {}
     for precision in precisions:
@@ -63,3 +73,9 @@ def _other(case: Case, precisions: Sequence[str]) -> Found:
             gate.relative(str(case), calls.own(), exact, _TOLERANCE[precision])
             ours[precision, OWN] = calls.own
     return ours, {PLAIN: calls.plain}
+
+
+_FIND = {
+    "convolution": _convolution, "gradient": _convolution,
+    "depthwise": _depthwise, "depthwise gradient": _depthwise,
+}  # fmt: skip

@@ -57,4 +57,41 @@ int64_t panels(int64_t channels) { return (channels + fastadv::kPanel - 1) / fas
 }
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
+// Of a forward: the activation and where its signs or slopes go.
+[[maybe_unused]] void set_activation(fastadv::Epilogue& after, int64_t activation,
+                                     const std::vector<double>& numbers,
+                                     const std::optional<Tensor>& kept, int64_t n, int64_t height,
+                                     int64_t width, int64_t channels) {
+  STD_TORCH_CHECK(activation >= 0 && activation < fastadv::kActivations,
+                  "`activation` must be 0 to ", fastadv::kActivations - 1, ", got ", activation);
+  STD_TORCH_CHECK(numbers.size() <= fastadv::kNumbers, "`numbers` must be at most ",
+                  fastadv::kNumbers, ", got ", numbers.size());
+  after.activation = fastadv::Activation(activation);
+  for (size_t i = 0; i < numbers.size(); ++i) after.numbers[i] = float(numbers[i]);
+  if (!kept) return;
+  STD_TORCH_CHECK(activation != fastadv::kNone, "`kept` must be None without an activation");
+  if (has_two_slopes(after.activation)) {
+    after.signs = check_or_null<uint8_t>(kept, "kept", ScalarType::Byte,
+                                         {n, height, width, sign_bytes(channels)});
+  } else {
+    after.slopes =
+        check_or_null<float>(kept, "kept", ScalarType::Float, {n, height, width, channels});
+  }
+}
+
+// Of a gradient: what it is multiplied by, signs with the slope where they have no bit, or slopes.
+[[maybe_unused]] void set_slopes(fastadv::Epilogue& after, const std::optional<Tensor>& slopes,
+                                 double leak, int64_t n, int64_t height, int64_t width,
+                                 int64_t channels) {
+  after.numbers[0] = float(leak);
+  if (!slopes) return;
+  if (slopes->scalar_type() == ScalarType::Byte) {
+    after.mask = check_or_null<const uint8_t>(slopes, "slopes", ScalarType::Byte,
+                                              {n, height, width, sign_bytes(channels)});
+  } else {
+    after.factors = check_or_null<const float>(slopes, "slopes", ScalarType::Float,
+                                               {n, height, width, channels});
+  }
+}
+
 }  // namespace

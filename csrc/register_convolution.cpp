@@ -1,4 +1,4 @@
-// The engine's convolutions and poolings on the CPU: which function serves which op, and the checks
+// The engine's convolutions on the CPU: which function serves which op, and the checks
 // that keep a kernel inside its memory.
 #include <torch/csrc/stable/library.h>
 
@@ -47,22 +47,33 @@ fastadv::WinogradArgs winograd_of(const Tensor& x, const Tensor& y, int64_t padd
   return args;
 }
 
-void winograd(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
-              std::optional<Tensor> bias, std::optional<Tensor> residual,
-              std::optional<Tensor> mask, int64_t padding, int64_t form, bool relu) {
+fastadv::WinogradArgs winograd_call(const Tensor& y, const Tensor& x, const Tensor& weights,
+                                    const std::optional<Tensor>& residual, int64_t padding,
+                                    int64_t form) {
   fastadv::WinogradArgs args = winograd_of(x, y, padding, form);
-  const int64_t n = args.samples, rows = args.rows, columns = args.columns;
-  const int64_t bytes = sign_bytes(args.outputs);
   args.bfloat16 = check_transformed(weights, args.outputs, args.channels);
-  args.relu = relu;
   args.x = floats(x), args.weights = floats(weights);
   args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.after.residual =
+      check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                 {args.samples, args.rows, args.columns, args.outputs});
+  return args;
+}
+
+void winograd(Tensor y, std::optional<Tensor> kept, Tensor x, Tensor weights,
+              std::optional<Tensor> bias, std::optional<Tensor> residual, int64_t padding,
+              int64_t form, int64_t activation, std::vector<double> numbers) {
+  fastadv::WinogradArgs args = winograd_call(y, x, weights, residual, padding, form);
   args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
-  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                             {n, rows, columns, args.outputs});
-  args.mask =
-      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, rows, columns, bytes});
-  args.signs = check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, rows, columns, bytes});
+  set_activation(args.after, activation, numbers, kept, args.samples, args.rows, args.columns,
+                 args.outputs);
+  fastadv::run_winograd(args, parallel);
+}
+
+void winograd_gradient(Tensor y, Tensor x, Tensor weights, std::optional<Tensor> residual,
+                       std::optional<Tensor> slopes, double leak, int64_t padding, int64_t form) {
+  fastadv::WinogradArgs args = winograd_call(y, x, weights, residual, padding, form);
+  set_slopes(args.after, slopes, leak, args.samples, args.rows, args.columns, args.outputs);
   fastadv::run_winograd(args, parallel);
 }
 
@@ -136,8 +147,6 @@ fastadv::DirectArgs convolution_of(const Tensor& y, const Tensor& x, const Tenso
     STD_TORCH_CHECK(seen >= 0 && out == seen / stride[axis] + 1,
                     "`x` and `y` must have the sizes of a convolution and its output");
   }
-  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kDirectTaps,
-                  "`kernel` must have at most 64 taps");
   STD_TORCH_CHECK(args.channels > 0 && args.outputs > 0, "`x` and `y` must have channels");
   check(x, "x", ScalarType::Float, {args.samples, args.height, args.width, args.channels});
   check(y, "y", ScalarType::Float, {args.samples, args.rows, args.columns, args.outputs});
@@ -149,122 +158,103 @@ fastadv::DirectArgs convolution_of(const Tensor& y, const Tensor& x, const Tenso
   return args;
 }
 
-// Raises unless `weights` are this many rows of panels, of numbers or pairs of bfloat16.
+// Raises unless the taps are few enough, and `weights` this many rows of panels, of numbers or
+// pairs of bfloat16.
 void check_packed(const Tensor& weights, const fastadv::DirectArgs& args, int64_t numbers,
                   int64_t wide) {
+  STD_TORCH_CHECK(args.kernel[0] * args.kernel[1] <= fastadv::kDirectTaps,
+                  "`kernel` must have at most 64 taps");
   const int64_t steps = args.bfloat16 ? (numbers + 1) / 2 * 2 : numbers;
   check(weights, "weights", args.bfloat16 ? ScalarType::BFloat16 : ScalarType::Float,
         {steps * wide * fastadv::kPanel});
 }
 
-void direct(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor weights,
+void direct(Tensor y, std::optional<Tensor> kept, Tensor x, Tensor weights,
             std::optional<Tensor> bias, std::optional<Tensor> residual, std::vector<int64_t> kernel,
             std::vector<int64_t> stride, std::vector<int64_t> padding,
-            std::vector<int64_t> dilation, bool relu) {
+            std::vector<int64_t> dilation, int64_t activation, std::vector<double> numbers) {
   fastadv::DirectArgs args =
       convolution_of(y, x, weights, kernel, stride, padding, dilation, false);
-  const int64_t n = args.samples, bytes = sign_bytes(args.outputs);
   check_packed(weights, args, kernel[0] * kernel[1] * args.channels, panels(args.outputs));
-  args.relu = relu;
   args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
-  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                             {n, args.rows, args.columns, args.outputs});
-  args.signs =
-      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, args.rows, args.columns, bytes});
+  args.after.residual =
+      check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                 {args.samples, args.rows, args.columns, args.outputs});
+  set_activation(args.after, activation, numbers, kept, args.samples, args.rows, args.columns,
+                 args.outputs);
   fastadv::run_direct(args, parallel);
 }
 
 void fold(Tensor y, Tensor x, Tensor weights, std::optional<Tensor> residual,
-          std::optional<Tensor> mask, std::vector<int64_t> kernel, std::vector<int64_t> stride,
-          std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+          std::optional<Tensor> slopes, double leak, std::vector<int64_t> kernel,
+          std::vector<int64_t> stride, std::vector<int64_t> padding,
+          std::vector<int64_t> dilation) {
   fastadv::DirectArgs args = convolution_of(y, x, weights, kernel, stride, padding, dilation, true);
-  const int64_t n = args.samples, bytes = sign_bytes(args.outputs);
   constexpr int64_t kMost = fastadv::kFoldChannels;
   const int64_t taps = kernel[0] * kernel[1], last = args.outputs % kMost;
   check_packed(weights, args, args.channels,
                args.outputs / kMost * panels(taps * kMost) + panels(taps * last));
-  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                             {n, args.rows, args.columns, args.outputs});
-  args.mask = check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte,
-                                           {n, args.rows, args.columns, bytes});
+  args.after.residual =
+      check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                 {args.samples, args.rows, args.columns, args.outputs});
+  set_slopes(args.after, slopes, leak, args.samples, args.rows, args.columns, args.outputs);
   fastadv::run_fold(args, parallel);
 }
 
-// y and `taken` of x, or of y, the gradient of the output, that of x.
-fastadv::PoolArgs pool_of(const Tensor& image, const Tensor& pooled, const Tensor& taken,
-                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
-                          const std::vector<int64_t>& padding) {
-  STD_TORCH_CHECK(image.dim() == 4 && pooled.dim() == 4, "`x` and `y` must be (N, H, W, C)");
-  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2,
-                  "`kernel`, `stride` and `padding` must be two numbers each");
-  const int64_t n = image.size(0), channels = image.size(3);
-  STD_TORCH_CHECK(channels > 0, "`x` and `y` must have channels");
-  fastadv::PoolArgs args{};
+// Raises unless these are a convolution's of each channel by itself.
+fastadv::DirectArgs depthwise_of(const Tensor& y, const Tensor& x, const Tensor& weights,
+                                 const std::vector<int64_t>& kernel,
+                                 const std::vector<int64_t>& stride,
+                                 const std::vector<int64_t>& padding,
+                                 const std::vector<int64_t>& dilation,
+                                 const std::optional<Tensor>& residual, bool gradient) {
+  fastadv::DirectArgs args =
+      convolution_of(y, x, weights, kernel, stride, padding, dilation, gradient);
   for (int axis = 0; axis < 2; ++axis) {
-    const int64_t in = image.size(1 + axis), out = pooled.size(1 + axis);
-    STD_TORCH_CHECK(kernel[axis] > 0 && kernel[axis] <= fastadv::kPoolTaps && padding[axis] >= 0 &&
-                        padding[axis] < kernel[axis] && stride[axis] > 0 &&
-                        stride[axis] < int64_t(1) << 31,
-                    "`kernel` must have 1 to 256 taps, `stride` be positive, and `padding` less "
-                    "than the kernel");
     STD_TORCH_CHECK(
-        out > 0 && out < int64_t(1) << 31 && (out - 1) * stride[axis] - padding[axis] < in,
-        "`x` and `y` must have sizes with a pixel under each window");
-    args.kernel[axis] = kernel[axis], args.stride[axis] = stride[axis];
-    args.padding[axis] = padding[axis];
+        kernel[axis] <= fastadv::kDepthwiseTaps && stride[axis] <= fastadv::kDepthwiseStride,
+        "`kernel` must have at most 32 taps along an axis, and `stride` be at most 4");
   }
-  STD_TORCH_CHECK(kernel[0] * kernel[1] <= fastadv::kPoolTaps, "`kernel` must have 1 to 256 taps");
-  check(image, "x", ScalarType::Float, {n, image.size(1), image.size(2), channels});
-  check(pooled, "y", ScalarType::Float, {n, pooled.size(1), pooled.size(2), channels});
-  check(taken, "taken", ScalarType::Byte,
-        {n, pooled.size(1), pooled.size(2), panels(channels) * fastadv::kPanel});
-  args.samples = n, args.outputs = channels;
-  args.taken = static_cast<uint8_t*>(taken.mutable_data_ptr());
+  STD_TORCH_CHECK(args.channels == args.outputs, "`x` and `y` must have the same channels");
+  check(weights, "weights", ScalarType::Float, {kernel[0] * kernel[1], args.channels});
+  args.after.residual =
+      check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                 {args.samples, args.rows, args.columns, args.outputs});
   return args;
 }
 
-void max_pool(Tensor y, Tensor taken, Tensor x, std::vector<int64_t> kernel,
-              std::vector<int64_t> stride, std::vector<int64_t> padding) {
-  fastadv::PoolArgs args = pool_of(x, y, taken, kernel, stride, padding);
-  args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
-  args.height = x.size(1), args.width = x.size(2), args.rows = y.size(1), args.columns = y.size(2);
-  fastadv::run_max_pool(args, false, parallel);
+void depthwise(Tensor y, std::optional<Tensor> kept, Tensor x, Tensor weights,
+               std::optional<Tensor> bias, std::optional<Tensor> residual,
+               std::vector<int64_t> kernel, std::vector<int64_t> stride,
+               std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t activation,
+               std::vector<double> numbers) {
+  fastadv::DirectArgs args =
+      depthwise_of(y, x, weights, kernel, stride, padding, dilation, residual, false);
+  args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
+  set_activation(args.after, activation, numbers, kept, args.samples, args.rows, args.columns,
+                 args.outputs);
+  fastadv::run_depthwise(args, false, parallel);
 }
 
-void max_pool_gradient(Tensor y, Tensor x, Tensor taken, std::optional<Tensor> residual,
-                       std::optional<Tensor> mask, std::vector<int64_t> kernel,
-                       std::vector<int64_t> stride, std::vector<int64_t> padding) {
-  fastadv::PoolArgs args = pool_of(y, x, taken, kernel, stride, padding);
-  args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
-  args.height = x.size(1), args.width = x.size(2), args.rows = y.size(1), args.columns = y.size(2);
-  args.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                             {args.samples, args.rows, args.columns, args.outputs});
-  args.mask = check_or_null<const uint8_t>(
-      mask, "mask", ScalarType::Byte,
-      {args.samples, args.rows, args.columns, sign_bytes(args.outputs)});
-  fastadv::run_max_pool(args, true, parallel);
-}
-
-void mean(Tensor y, Tensor x, bool gradient) {
-  const Tensor &image = gradient ? y : x, &row = gradient ? x : y;
-  STD_TORCH_CHECK(image.dim() == 3, "the pixels must be (N, pixels, C)");
-  const int64_t n = image.size(0), pixels = image.size(1), channels = image.size(2);
-  check(image, gradient ? "y" : "x", ScalarType::Float, {n, pixels, channels});
-  check(row, gradient ? "x" : "y", ScalarType::Float, {n, channels});
-  fastadv::run_mean(
-      {floats(x), static_cast<float*>(y.mutable_data_ptr()), n, pixels, channels, gradient},
-      parallel);
+void depthwise_gradient(Tensor y, Tensor x, Tensor weights, std::optional<Tensor> residual,
+                        std::optional<Tensor> slopes, double leak, std::vector<int64_t> kernel,
+                        std::vector<int64_t> stride, std::vector<int64_t> padding,
+                        std::vector<int64_t> dilation) {
+  fastadv::DirectArgs args =
+      depthwise_of(y, x, weights, kernel, stride, padding, dilation, residual, true);
+  set_slopes(args.after, slopes, leak, args.samples, args.rows, args.columns, args.outputs);
+  fastadv::run_depthwise(args, true, parallel);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
   m.impl("winograd_", TORCH_BOX(&winograd));
+  m.impl("winograd_gradient_", TORCH_BOX(&winograd_gradient));
   m.impl("winograd_weights_", TORCH_BOX(&winograd_weights));
   m.impl("winograd_weight_gradient_", TORCH_BOX(&winograd_weight_gradient));
   m.impl("direct_", TORCH_BOX(&direct));
   m.impl("fold_", TORCH_BOX(&fold));
-  m.impl("max_pool_", TORCH_BOX(&max_pool));
-  m.impl("max_pool_gradient_", TORCH_BOX(&max_pool_gradient));
-  m.impl("mean_", TORCH_BOX(&mean));
+  m.impl("depthwise_", TORCH_BOX(&depthwise));
+  m.impl("depthwise_gradient_", TORCH_BOX(&depthwise_gradient));
 }

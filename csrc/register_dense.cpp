@@ -67,7 +67,7 @@ std::vector<fastadv::DenseLayer> layers_of(const std::vector<Tensor>& weights,
   for (size_t l = 0; l < count; ++l) {
     const int64_t inputs = sizes[l], outputs = sizes[l + 1];
     STD_TORCH_CHECK(inputs > 0 && outputs > 0, "`sizes` must be positive");
-    STD_TORCH_CHECK(activations[l] >= 0 && activations[l] < fastadv::kActivations,
+    STD_TORCH_CHECK(activations[l] >= 0 && activations[l] < fastadv::kDenseActivations,
                     "`activations` must be numbers of activations, got ", activations[l]);
     check(weights[l], "weights", dtype, packed(outputs, inputs));
     check(gradients[l], "gradients", dtype, packed(inputs, outputs));

@@ -6,51 +6,41 @@
 
 namespace {
 
-void relu(Tensor y, std::optional<Tensor> signs, Tensor x, std::optional<Tensor> residual,
-          std::optional<Tensor> mask) {
+fastadv::PointwiseArgs pointwise_of(const Tensor& y, const Tensor& x,
+                                    const std::optional<Tensor>& other,
+                                    const std::optional<Tensor>& scale) {
   STD_TORCH_CHECK(x.dim() == 4, "`x` must be (N, H, W, C)");
   const int64_t n = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
-  const int64_t bytes = sign_bytes(channels);
   check(x, "x", ScalarType::Float, {n, height, width, channels});
   check(y, "y", ScalarType::Float, {n, height, width, channels});
-  const fastadv::ReluArgs args{
-      floats(x),
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {n, height, width, channels}),
-      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, height, width, bytes}),
-      static_cast<float*>(y.mutable_data_ptr()),
-      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, height, width, bytes}),
-      n * height * width,
-      channels,
-  };
-  fastadv::run_relu(args, parallel);
+  fastadv::PointwiseArgs args{};
+  args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.other =
+      check_or_null<const float>(other, "other", ScalarType::Float, {n, height, width, channels});
+  args.scale = check_or_null<const float>(scale, "scale", ScalarType::Float, {channels});
+  args.pixels = n * height * width, args.channels = channels;
+  return args;
 }
 
-void affine_relu(Tensor y, std::optional<Tensor> signs, Tensor x, Tensor scale,
-                 std::optional<Tensor> shift, std::optional<Tensor> residual,
-                 std::optional<Tensor> mask) {
-  STD_TORCH_CHECK(x.dim() == 4, "`x` must be (N, H, W, C)");
-  const int64_t n = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
-  const int64_t bytes = sign_bytes(channels);
-  const bool forward = signs && shift && !mask && !residual;
-  STD_TORCH_CHECK(forward || (mask && !signs && !shift),
-                  "`signs` and `shift` must be given, or `mask` in their place");
-  check(x, "x", ScalarType::Float, {n, height, width, channels});
-  check(y, "y", ScalarType::Float, {n, height, width, channels});
-  check(scale, "scale", ScalarType::Float, {channels});
-  const fastadv::AffineReluArgs args{
-      floats(x),
-      floats(scale),
-      check_or_null<const float>(shift, "shift", ScalarType::Float, {channels}),
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {n, height, width, channels}),
-      check_or_null<const uint8_t>(mask, "mask", ScalarType::Byte, {n, height, width, bytes}),
-      static_cast<float*>(y.mutable_data_ptr()),
-      check_or_null<uint8_t>(signs, "signs", ScalarType::Byte, {n, height, width, bytes}),
-      n * height * width,
-      channels,
-  };
-  fastadv::run_affine_relu(args, parallel);
+void activate(Tensor y, std::optional<Tensor> kept, Tensor x, std::optional<Tensor> other,
+              std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t activation,
+              std::vector<double> numbers) {
+  fastadv::PointwiseArgs args = pointwise_of(y, x, other, scale);
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "`scale` must come with `shift`");
+  args.shift = check_or_null<const float>(shift, "shift", ScalarType::Float, {args.channels});
+  set_activation(args.after, activation, numbers, kept, x.size(0), x.size(1), x.size(2),
+                 args.channels);
+  fastadv::run_pointwise(args, parallel);
+}
+
+void activate_gradient(Tensor y, Tensor x, Tensor slopes, double leak, std::optional<Tensor> other,
+                       std::optional<Tensor> scale, std::optional<Tensor> residual) {
+  fastadv::PointwiseArgs args = pointwise_of(y, x, other, scale);
+  const int64_t n = x.size(0), height = x.size(1), width = x.size(2);
+  args.after.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
+                                                   {n, height, width, args.channels});
+  set_slopes(args.after, slopes, leak, n, height, width, args.channels);
+  fastadv::run_pointwise(args, parallel);
 }
 
 void watch(Tensor met, Tensor x, bool infinite) {
@@ -73,8 +63,8 @@ int64_t fingerprint(Tensor x) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastadv, CPU, m) {
-  m.impl("relu_", TORCH_BOX(&relu));
-  m.impl("affine_relu_", TORCH_BOX(&affine_relu));
+  m.impl("activate_", TORCH_BOX(&activate));
+  m.impl("activate_gradient_", TORCH_BOX(&activate_gradient));
   m.impl("watch_", TORCH_BOX(&watch));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
 }

@@ -48,13 +48,13 @@ def test_a_part_is_measured_and_read(tmp_path: Path) -> None:
 def test_a_wrong_kernel_gets_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = calls.convolve_relu_directly
+    right = calls.convolve_activated_directly
 
     def wrong(*args):
         y, signs = right(*args)
         return y * 1.001, signs
 
-    monkeypatch.setattr(calls, "convolve_relu_directly", wrong)
+    monkeypatch.setattr(calls, "convolve_activated_directly", wrong)
     assert measure(tmp_path, "--every", "90") == 1
     assert "gate red" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -54,6 +54,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cpu/dispatch.cpp",
         "cpu/plan.cpp",
         "cpu/run.cpp",
+        "cpu/run_convolution.cpp",
         "cpu/table.cpp",
         "register.cpp",
         "python.cpp",

@@ -25,7 +25,7 @@ void activate_rows(float* v, float* slopes, int64_t rows, const DenseLayer& laye
       if constexpr (kWhich == kNone) {
         store(v + i, bit_cast<Ints>(z));
       } else {
-        const Activated a = activate<kWhich>(z, layer.leak);
+        const Activated a = activate<kWhich>(z, &layer.leak);
         store(v + i, bit_cast<Ints>(a.value));
         store(slopes + i, bit_cast<Ints>(a.slope));
       }
@@ -33,7 +33,7 @@ void activate_rows(float* v, float* slopes, int64_t rows, const DenseLayer& laye
   }
 }
 using ActivateRows = void (*)(float*, float*, int64_t, const DenseLayer&);
-constexpr ActivateRows kActivateRows[kActivations] = {
+constexpr ActivateRows kActivateRows[kDenseActivations] = {
     activate_rows<kNone>,    activate_rows<kRectified>,  activate_rows<kLeaky>,
     activate_rows<kGelu>,    activate_rows<kGeluByTanh>, activate_rows<kTanh>,
     activate_rows<kSigmoid>,

@@ -1,5 +1,5 @@
-// y = relu(conv(x) + bias + residual): any kernel, stride, padding and dilation, as products of
-// gathered pixels and weights.
+// y = activation(conv(x) + bias + residual): any kernel, stride, padding and dilation, as products
+// of gathered pixels and weights.
 //
 // A task gathers the pixels under the taps of a block of outputs, kDepth numbers of each at a time,
 // multiplies them by all weights of those, and finishes y in registers: 4 B written an element. A
@@ -147,6 +147,9 @@ class Block {
       const Floats bias = args_.bias ? load(args_.bias + k, n...) : Floats{};
       finish(args_, first_ + i, k, load(sums + k) + bias, n...);
     });
+    if (is_stored_raw(args_.after)) {
+      activate_stored(args_.after, args_.y, args_.outputs, first_ + i, from, until);
+    }
   }
 
   static constexpr int64_t kDepth = kDirectDepth;

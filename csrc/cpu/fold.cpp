@@ -1,5 +1,5 @@
-// dx = a convolution's gradient by its input + residual, masked: any kernel, stride, padding and
-// dilation.
+// dx = a convolution's gradient by its input + residual, times slopes: any kernel, stride, padding
+// and dilation.
 //
 // Each pixel of the output's gradient is multiplied by all weights, once: nothing is gathered, and
 // no multiplication is by a zero that a stride or a padding put there. The products, taps *

@@ -1,7 +1,7 @@
 // y = max of the pixels under a window, and which of them it was, a byte an output; and the way
-// back of its gradient, + residual, masked: channels last, 4 B read a pixel of x and 5 B written an
-// output, each once where windows do not overlap. As in torch the first of equals is taken, and
-// NaN is.
+// back of its gradient, + residual, times slopes: channels last, 4 B read a pixel of x and 5 B
+// written an output, each once where windows do not overlap. As in torch the first of equals is
+// taken, and NaN is.
 #include "declare.h"
 #include "epilogue.h"
 #include "simd.h"

@@ -8,8 +8,8 @@ namespace fastadv {
 namespace {
 
 // Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
-static_assert(sizeof(WinogradArgs) == 144 && sizeof(DirectArgs) == 216 && sizeof(PoolArgs) == 152 &&
-                  sizeof(ReluArgs) == 56 && sizeof(AffineReluArgs) == 72 &&
+static_assert(sizeof(Epilogue) == 56 && sizeof(WinogradArgs) == 176 && sizeof(DirectArgs) == 248 &&
+                  sizeof(PoolArgs) == 176 && sizeof(PointwiseArgs) == 112 &&
                   sizeof(LinearArgs) == 96 && sizeof(AttentionArgs) == 312 &&
                   sizeof(NormArgs) == 80 && sizeof(StepArgs) == 120 && sizeof(HeadArgs) == 72 &&
                   sizeof(MeanArgs) == 48 && sizeof(WatchArgs) == 32,
@@ -19,28 +19,32 @@ void each(CopyArgs& a, F f) {
   f(a.from), f(a.to);
 }
 template <class F>
+void each(Epilogue& a, F f) {
+  f(a.residual), f(a.signs), f(a.slopes), f(a.mask), f(a.factors);
+}
+template <class F>
 void each(WinogradArgs& a, F f) {
-  f(a.x), f(a.weights), f(a.bias), f(a.residual), f(a.mask), f(a.y), f(a.signs);
+  f(a.x), f(a.weights), f(a.bias), f(a.y), each(a.after, f);
 }
 template <class F>
 void each(DirectArgs& a, F f) {
-  f(a.x), f(a.weights), f(a.bias), f(a.residual), f(a.mask), f(a.y), f(a.signs);
+  f(a.x), f(a.weights), f(a.bias), f(a.y), each(a.after, f);
 }
 template <class F>
 void each(Fold& a, F f) {
   each(a.args, f);
 }
 template <class F>
+void each(Depthwise& a, F f) {
+  each(a.args, f);
+}
+template <class F>
 void each(Pool& a, F f) {
-  f(a.args.x), f(a.args.taken), f(a.args.residual), f(a.args.mask), f(a.args.y), f(a.args.signs);
+  f(a.args.x), f(a.args.taken), f(a.args.y), each(a.args.after, f);
 }
 template <class F>
-void each(ReluArgs& a, F f) {
-  f(a.x), f(a.residual), f(a.mask), f(a.y), f(a.signs);
-}
-template <class F>
-void each(AffineReluArgs& a, F f) {
-  f(a.x), f(a.scale), f(a.shift), f(a.residual), f(a.mask), f(a.y), f(a.signs);
+void each(PointwiseArgs& a, F f) {
+  f(a.x), f(a.other), f(a.scale), f(a.shift), f(a.y), each(a.after, f);
 }
 template <class F>
 void each(LinearArgs& a, F f) {
@@ -81,9 +85,9 @@ struct Runner {
   void operator()(const WinogradArgs& a) const { run_winograd(a, parallel); }
   void operator()(const DirectArgs& a) const { run_direct(a, parallel); }
   void operator()(const Fold& a) const { run_fold(a.args, parallel); }
+  void operator()(const Depthwise& a) const { run_depthwise(a.args, a.gradient, parallel); }
   void operator()(const Pool& a) const { run_max_pool(a.args, a.gradient, parallel); }
-  void operator()(const ReluArgs& a) const { run_relu(a, parallel); }
-  void operator()(const AffineReluArgs& a) const { run_affine_relu(a, parallel); }
+  void operator()(const PointwiseArgs& a) const { run_pointwise(a, parallel); }
   void operator()(const LinearArgs& a) const { run_linear(a, parallel); }
   void operator()(const AttentionArgs& a) const { run_attention(a, parallel); }
   void operator()(const NormArgs& a) const { run_norm(a, parallel); }

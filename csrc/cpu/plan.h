@@ -24,6 +24,10 @@ void run_copy(const CopyArgs& args, ParallelFor parallel);
 struct Fold {
   DirectArgs args;
 };
+struct Depthwise {
+  DirectArgs args;
+  bool gradient;
+};
 struct Pool {
   PoolArgs args;
   bool gradient;
@@ -38,7 +42,7 @@ struct Loss {
   DType dtype;
   HeadArgs args;
 };
-using Call = std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Pool, ReluArgs, AffineReluArgs,
+using Call = std::variant<CopyArgs, WinogradArgs, DirectArgs, Fold, Depthwise, Pool, PointwiseArgs,
                           LinearArgs, AttentionArgs, NormArgs, MeanArgs, Step, Loss, WatchArgs>;
 
 struct Plan {

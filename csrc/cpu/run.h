@@ -17,7 +17,8 @@ void run_digest(DType dtype, const DigestArgs& args, ParallelFor parallel);
 void run_uniform(bool double_precision, const UniformArgs& args, ParallelFor parallel);
 void run_winograd(WinogradArgs args, ParallelFor parallel);  // chooses args.tiles and args.panels
 void run_direct(DirectArgs args, ParallelFor parallel);      // chooses args.block
-void run_fold(DirectArgs args, ParallelFor parallel);    // chooses args.block, band and together
+void run_fold(DirectArgs args, ParallelFor parallel);  // chooses args.block, band and together
+void run_depthwise(const DirectArgs& args, bool gradient, ParallelFor parallel);
 void run_linear(LinearArgs args, ParallelFor parallel);  // chooses args.block and args.chunk
 void run_attention(const AttentionArgs& args, ParallelFor parallel);
 void run_norm(const NormArgs& args, ParallelFor parallel);
@@ -27,8 +28,7 @@ void run_winograd_weights(const WinogradWeightsArgs& args, ParallelFor parallel)
 void run_winograd_weight_gradient(WinogradWeightGradientArgs args, float* scratch,
                                   ParallelFor parallel);
 int64_t learn_scratch(const WinogradWeightGradientArgs& args);
-void run_affine_relu(const AffineReluArgs& args, ParallelFor parallel);
-void run_relu(const ReluArgs& args, ParallelFor parallel);
+void run_pointwise(const PointwiseArgs& args, ParallelFor parallel);
 void run_mean(const MeanArgs& args, ParallelFor parallel);
 void run_watch(const WatchArgs& args, ParallelFor parallel);
 void run_dense_pgd(const DensePgdArgs& args, ParallelFor parallel);

@@ -1,4 +1,4 @@
-// y = relu(conv3x3(x) + bias + residual), or a gradient masked by the signs of a ReLU, by
+// y = activation(conv3x3(x) + bias + residual), or a gradient times an activation's slopes, by
 // Winograd's transforms: 36 multiplications where the convolution has 144, with a stride of 2 it
 // is 81.
 //
@@ -96,6 +96,13 @@ void write_tiles(const WinogradArgs& args, const Geometry<Form>& g, int64_t firs
         finish(args, corner + row * args.columns + column, k, v + bias, n...);
       });
     });
+    if (!is_stored_raw(args.after)) continue;
+    for (int64_t i = 0; i < Form::kTile && i < rows; ++i) {
+      for (int64_t j = 0; j < Form::kTile && j < columns; ++j) {
+        const int64_t pixel = corner + i * args.columns + j;
+        activate_stored(args.after, args.y, args.outputs, pixel, begin, end);
+      }
+    }
   }
 }
 

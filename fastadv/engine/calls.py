@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fastadv.engine.pool import pool
 from fastadv.engine.reference import sign_bytes
+from fastadv.engine.reference_activations import NONE, RELU, Activation, has_two_slopes
 from fastadv.engine.reference_direct import Geometry, Pair, direct_weights
 from fastadv.engine.reference_pool import room
 from fastadv.engine.reference_winograd import learn_scratch, transformed_shape
@@ -30,9 +33,13 @@ def _like(x: Tensor, y: Tensor) -> Tensor:
     return y.flatten(1) if x.dim() == 2 else _images(y)
 
 
-def _signs_like(y: Tensor) -> Tensor:
-    n, height, width, channels = y.shape
-    return pool.empty((n, height, width, sign_bytes(channels)), torch.uint8)
+def _kept_like(y: Tensor, activation: Activation, keeps: bool) -> Tensor | None:
+    """What an activation keeps of rows y for its gradient."""
+    if not keeps:
+        return None
+    if not has_two_slopes(int(activation[0])):
+        return pool.empty(tuple(y.shape), torch.float32)
+    return pool.empty((*y.shape[:3], sign_bytes(y.shape[3])), torch.uint8)
 
 
 def winograd_weights(
@@ -60,41 +67,51 @@ def convolve(
     weights: Tensor,  # as reference_winograd.winograd_weights gives them
     bias: Tensor | None,
     residual: Tensor | None,
-    mask: Tensor | None,
     outputs: int,
     size: tuple[int, int],  # of y
     padding: int,
     form: int,
 ) -> Tensor:  # (N, outputs, *size)
-    """conv3x3(x) + bias + residual, and zero where the mask has no bit."""
+    """conv3x3(x) + bias + residual."""
+    more = (outputs, size, padding, form, NONE, False)
+    return convolve_activated(x, weights, bias, residual, *more)[0]
+
+
+def convolve_activated(
+    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
+    size: tuple[int, int], padding: int, form: int, activation: Activation = RELU,
+    keeps: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(activation(convolve), what is kept of it for its gradient)."""
     rows = _rows(x)
     y = pool.empty((len(rows), *size, outputs), torch.float32)
+    kept = _kept_like(y, activation, keeps)
     added = None if residual is None else _rows(residual)
     if len(rows):
-        _ops.winograd_(y, None, rows, weights, bias, added, mask, padding, form, False)
+        form_of = (padding, form, int(activation[0]), activation[1:])
+        _ops.winograd_(y, kept, rows, weights, bias, added, *form_of)
+    return _images(y), kept
+
+
+def convolve_gradient(
+    grad: Tensor,  # (N, K, H, W), of a convolution's output
+    weights: Tensor,  # as winograd_weights gives them for a gradient
+    residual: Tensor | None,
+    slopes: Tensor | None,
+    channels: int,
+    size: tuple[int, int],
+    padding: int,
+    form: int,
+    leak: float = 0.0,
+) -> Tensor:  # (N, channels, *size)
+    """(A convolution's gradient by its input + residual) * slopes: those of the activation before
+    it, as that kept them; leak: the slope where they are bits and there is none."""
+    rows = _rows(grad)
+    y = pool.empty((len(rows), *size, channels), torch.float32)
+    added = None if residual is None else _rows(residual)
+    if len(rows):
+        _ops.winograd_gradient_(y, rows, weights, added, slopes, leak, padding, form)
     return _images(y)
-
-
-def convolve_unmasked(
-    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
-    size: tuple[int, int], padding: int, form: int,
-) -> Tensor:  # fmt: skip
-    """convolve, of a layer that no ReLU follows."""
-    return convolve(x, weights, bias, residual, None, outputs, size, padding, form)
-
-
-def convolve_relu(
-    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
-    size: tuple[int, int], padding: int, form: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(relu(conv3x3(x) + bias + residual), its signs)."""
-    rows = _rows(x)
-    y = pool.empty((len(rows), *size, outputs), torch.float32)
-    signs = _signs_like(y)
-    added = None if residual is None else _rows(residual)
-    if len(rows):
-        _ops.winograd_(y, signs, rows, weights, bias, added, None, padding, form, True)
-    return _images(y), signs
 
 
 def convolve_directly(
@@ -107,24 +124,48 @@ def convolve_directly(
     geometry: Geometry,
 ) -> Tensor:  # (N, outputs, *size)
     """conv(x) + bias + residual."""
+    more = (outputs, size, geometry, NONE, False)
+    return convolve_activated_directly(x, weights, bias, residual, *more)[0]
+
+
+def convolve_activated_directly(
+    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
+    size: tuple[int, int], geometry: Geometry, activation: Activation = RELU, keeps: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(activation(convolve_directly), what is kept of it for its gradient)."""
+    given = (weights, bias, residual, outputs, size, geometry, activation, keeps)
+    return _convolved(_ops.direct_, x, *given)
+
+
+def _convolved(
+    op: Callable[..., None], x: Tensor, weights: Tensor, bias: Tensor | None,
+    residual: Tensor | None, outputs: int, size: tuple[int, int], geometry: Geometry,
+    activation: Activation, keeps: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     rows = _rows(x)
     y = pool.empty((len(rows), *size, outputs), torch.float32)
+    kept = _kept_like(y, activation, keeps)
     added = None if residual is None else _rows(residual)
-    _ops.direct_(y, None, rows, weights, bias, added, *geometry, False)
-    return _images(y)
+    op(y, kept, rows, weights, bias, added, *geometry, int(activation[0]), activation[1:])
+    return _images(y), kept
 
 
-def convolve_relu_directly(
+def depthwise(
     x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
     size: tuple[int, int], geometry: Geometry,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(relu(conv(x) + bias + residual), its signs)."""
-    rows = _rows(x)
-    y = pool.empty((len(rows), *size, outputs), torch.float32)
-    signs = _signs_like(y)
-    added = None if residual is None else _rows(residual)
-    _ops.direct_(y, signs, rows, weights, bias, added, *geometry, True)
-    return _images(y), signs
+) -> Tensor:  # fmt: skip
+    """convolve_directly of each channel by itself; weights: as depthwise_weights gives them."""
+    more = (outputs, size, geometry, NONE, False)
+    return depthwise_activated(x, weights, bias, residual, *more)[0]
+
+
+def depthwise_activated(
+    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
+    size: tuple[int, int], geometry: Geometry, activation: Activation = RELU, keeps: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(activation(depthwise), what is kept of it for its gradient)."""
+    given = (weights, bias, residual, outputs, size, geometry, activation, keeps)
+    return _convolved(_ops.depthwise_, x, *given)
 
 
 def linear_weights(weight: Tensor, gradient: bool, bfloat16: bool) -> Tensor:
@@ -190,16 +231,33 @@ def fold(
     grad: Tensor,  # (N, K, H, W), of a convolution's output
     weights: Tensor,  # as direct_weights gives them for a gradient
     residual: Tensor | None,
-    mask: Tensor | None,
+    slopes: Tensor | None,
     channels: int,
     size: tuple[int, int],
     geometry: Geometry,
+    leak: float = 0.0,
 ) -> Tensor:  # (N, channels, *size)
-    """The convolution's gradient by its input, + residual, and zero where the mask has no bit."""
+    """convolve_gradient, of a direct convolution."""
+    return _folded(_ops.fold_, grad, weights, residual, slopes, channels, size, geometry, leak)
+
+
+def depthwise_gradient(
+    grad: Tensor, weights: Tensor, residual: Tensor | None, slopes: Tensor | None, channels: int,
+    size: tuple[int, int], geometry: Geometry, leak: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """fold, of each channel by itself."""
+    given = (weights, residual, slopes, channels, size, geometry, leak)
+    return _folded(_ops.depthwise_gradient_, grad, *given)
+
+
+def _folded(
+    op: Callable[..., None], grad: Tensor, weights: Tensor, residual: Tensor | None,
+    slopes: Tensor | None, channels: int, size: tuple[int, int], geometry: Geometry, leak: float,
+) -> Tensor:  # fmt: skip
     rows = _rows(grad)
     y = pool.empty((len(rows), *size, channels), torch.float32)
     added = None if residual is None else _rows(residual)
-    _ops.fold_(y, rows, weights, added, mask, *geometry)
+    op(y, rows, weights, added, slopes, leak, *geometry)
     return _images(y)
 
 
@@ -215,14 +273,14 @@ def max_pool(
 
 
 def max_pool_gradient(
-    grad: Tensor, taken: Tensor, residual: Tensor | None, mask: Tensor | None,
-    size: tuple[int, int], kernel: Pair, stride: Pair, padding: Pair,
+    grad: Tensor, taken: Tensor, residual: Tensor | None, slopes: Tensor | None,
+    size: tuple[int, int], kernel: Pair, stride: Pair, padding: Pair, leak: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """The gradient of max_pool by its input (N, C, *size), + residual, masked."""
+    """(The gradient of max_pool by its input (N, C, *size) + residual) * slopes."""
     rows = _rows(grad)
     y = pool.empty((len(rows), *size, rows.shape[3]), torch.float32)
     added = None if residual is None else _rows(residual)
-    _ops.max_pool_gradient_(y, rows, taken, added, mask, kernel, stride, padding)
+    _ops.max_pool_gradient_(y, rows, taken, added, slopes, leak, kernel, stride, padding)
     return _images(y)
 
 
@@ -242,39 +300,30 @@ def mean_gradient(grad: Tensor, size: tuple[int, int]) -> Tensor:  # (N, C, 1, 1
     return _images(y)
 
 
-def rectify(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(relu(x + residual), its signs)."""
+def activate(
+    x: Tensor, other: Tensor | None = None, activation: Activation = RELU,
+    scale: Tensor | None = None, shift: Tensor | None = None, keeps: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(activation((x + other) * scale + shift), what is kept of it for its gradient), scale and
+    shift a channel, or none."""
     rows = _rows(x)
     y = pool.empty(tuple(rows.shape), torch.float32)
-    signs = _signs_like(y)
-    _ops.relu_(y, signs, rows, None if residual is None else _rows(residual), None)
-    return _like(x, y), signs
+    kept = _kept_like(y, activation, keeps)
+    added = None if other is None else _rows(other)
+    _ops.activate_(y, kept, rows, added, scale, shift, int(activation[0]), activation[1:])
+    return _like(x, y), kept
 
 
-def masked(grad: Tensor, residual: Tensor | None, mask: Tensor) -> Tensor:
-    """grad + residual, and zero where the mask has no bit: a ReLU's gradient."""
+def times_slopes(
+    grad: Tensor, other: Tensor | None, slopes: Tensor, leak: float = 0.0,
+    scale: Tensor | None = None, residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(grad + other) * slopes * scale + residual: the gradient of activate by x, and another."""
     rows = _rows(grad)
     y = pool.empty(tuple(rows.shape), torch.float32)
-    _ops.relu_(y, None, rows, None if residual is None else _rows(residual), mask)
+    terms = [None if term is None else _rows(term) for term in (other, residual)]
+    _ops.activate_gradient_(y, rows, slopes, leak, terms[0], scale, terms[1])
     return _like(grad, y)
-
-
-def norm_rectify(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """(relu(x * scale + shift), its signs), scale and shift a channel."""
-    rows = _rows(x)
-    y = pool.empty(tuple(rows.shape), torch.float32)
-    signs = _signs_like(y)
-    _ops.affine_relu_(y, signs, rows, scale, shift, None, None)
-    return _images(y), signs
-
-
-def norm_masked(grad: Tensor, scale: Tensor, residual: Tensor | None, mask: Tensor) -> Tensor:
-    """The gradient of norm_rectify by x, + residual."""
-    rows = _rows(grad)
-    y = pool.empty(tuple(rows.shape), torch.float32)
-    added = None if residual is None else _rows(residual)
-    _ops.affine_relu_(y, None, rows, scale, None, added, mask)
-    return _images(y)
 
 
 def input_gradient(

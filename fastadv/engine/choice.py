@@ -24,13 +24,14 @@ from fastadv.engine.graph import (
     value,
 )
 from fastadv.engine.reference_direct import Geometry
-from fastadv.engine.speeds import ATEN, DIRECT, FOLD, OWN, PLAIN, WINOGRAD, Call, Case
+from fastadv.engine.speeds import ATEN, DEPTHWISE, DIRECT, FOLD, OWN, PLAIN, WINOGRAD, Call, Case
 from fastadv.engine.spread import spreads
 
 # ATen's call comes back to Python out of a plan, and the signs of the ReLU after it are one more
 # pass: LeNet with its first layer by ATen, in .84 of that layer's time, was 1.15 times as slow.
 NEAR = 1.25
 _TAPS = 64  # at most, in the kernels of ours
+_DEPTHWISE_TAPS, _DEPTHWISE_STRIDE = 32, 4  # at most, along an axis
 _FEW = 8  # channels below which Winograd gains nothing worth its rounding: of an image's even
 # background it makes numbers that differ in their last bit, and a pooling then takes others
 
@@ -47,6 +48,8 @@ def choose(conv: fx.Node, native: bool, bfloat16: bool, batch: int) -> Choice:
         return Choice(None, "no compiled kernels")
     if why := _no_kernel_of_ours(conv):
         return Choice(None, why)
+    if is_depthwise(conv):
+        return _depthwise(conv, batch)
     geometry, channels = geometry_of(conv), int(_images(conv)[0].shape[1])
     no_winograd, no_direct = why_not_winograd(geometry, channels), why_not_direct(geometry)
     size = tuple(_images(conv)[0].shape[2:])
@@ -60,6 +63,16 @@ def choose(conv: fx.Node, native: bool, bfloat16: bool, batch: int) -> Choice:
     kernel, why = fastest(able, case._replace(batch=size_at(case.batch, batch)), precision)
     said = ", ".join(part for part in (no_winograd, why) if part)
     return Choice(kernel, said, Call(kernel or ATEN, case, precision))
+
+
+def _depthwise(conv: fx.Node, batch: int) -> Choice:
+    """Of a convolution of each channel by itself: its sums are float32's in either precision."""
+    (kernel, stride, _, _), case = geometry_of(conv), case_of(conv)
+    if max(kernel) > _DEPTHWISE_TAPS or max(stride) > _DEPTHWISE_STRIDE:
+        return Choice(None, "its kernel or its stride is too large")
+    sized = case._replace(batch=size_at(case.batch, batch))
+    chosen, why = fastest([DEPTHWISE], sized, "float32")
+    return Choice(chosen, why, Call(chosen or ATEN, case, "float32"))
 
 
 def fastest(able: Sequence[str], case: Case, precision: str) -> tuple[str | None, str]:
@@ -95,15 +108,28 @@ def case_of(conv: fx.Node) -> Case:
     """What the table is asked for; the batch as it stands in the graph."""
     (height, width), stride, _, _ = geometry_of(conv)
     outputs, inputs = value(weight_of(conv)[0]).shape[:2]
+    depthwise = is_depthwise(conv)
     y = value(conv.args[0]) if is_gradient(conv) else value(conv)
     window, step = math.sqrt(height * width), math.sqrt(stride[0] * stride[1])
     op = "gradient" if is_gradient(conv) else "convolution"
+    if depthwise:
+        op, inputs = "depthwise gradient" if is_gradient(conv) else "depthwise", outputs
     n, _, rows, columns = y.shape
     return Case(op, window, step, int(inputs), int(outputs), int(rows), int(columns), n)
 
 
 def is_gradient(conv: fx.Node) -> bool:
     return conv.target is CONVOLUTION_BACKWARD
+
+
+def is_depthwise(conv: fx.Node) -> bool:
+    """Whether each channel is convolved by itself, into one."""
+    weight, groups = value(weight_of(conv)[0]), _groups(conv)
+    return bool(groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1)
+
+
+def _groups(conv: fx.Node) -> Any:
+    return conv.args[9 if is_gradient(conv) else 8]
 
 
 def weight_of(conv: fx.Node) -> tuple[Any, Any]:
@@ -128,12 +154,11 @@ def _images(conv: fx.Node) -> tuple[Any, Any]:
 def _no_kernel_of_ours(conv: fx.Node) -> str | None:
     backward = is_gradient(conv)
     weight = weight_of(conv)[0]
-    more: Any = conv.args[7 if backward else 6 :]
-    transposed, _, groups = more[:3]
+    transposed = conv.args[7 if backward else 6]
     if value(weight) is None or value(weight).dim() != 4:
         return "is not of images"
-    if transposed or groups != 1:
-        return "is transposed" if transposed else f"has {groups} groups"
+    if transposed or (_groups(conv) != 1 and not is_depthwise(conv)):
+        return "is transposed" if transposed else f"has {_groups(conv)} groups"
     if not is_weight(weight) or not (backward or "norm" in conv.meta or is_weight(conv.args[2])):
         return "its weights are computed"
     bias = None if backward or "norm" in conv.meta else value(conv.args[2])

@@ -20,7 +20,8 @@ from fastadv import ops
 from fastadv.balls import L1, L2, Linf
 from fastadv.engine import inductor
 from fastadv.engine.pool import pool
-from fastadv.engine.reference_dense import NAMES, pack, pack_bias
+from fastadv.engine.reference_activations import NAMES
+from fastadv.engine.reference_dense import pack, pack_bias
 from fastadv.engine.weights import Weights
 from fastadv.rules import Steepest
 

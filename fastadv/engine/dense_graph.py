@@ -15,7 +15,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from fastadv.engine.dense import Layer, Layers, checked
 from fastadv.engine.graph import aten, value
-from fastadv.engine.reference_dense import NAMES
+from fastadv.engine.reference_activations import NAMES
 
 _SIMPLE = {aten.relu.default: "relu", aten.tanh.default: "tanh", aten.sigmoid.default: "sigmoid"}
 _SAME = (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from fastadv.engine import calls
 from fastadv.engine.reference import sign_bytes
+from fastadv.engine.reference_activations import Activation, has_two_slopes
 
 aten = torch.ops.aten
 
@@ -79,11 +80,14 @@ def is_rows(t: object) -> bool:
     )
 
 
-def signs_of(y: Any) -> Tensor:
-    """What a ReLU's signs look like, a bit a number of y (N, C, H, W), or (N, C)."""
+def kept_of(y: Any, activation: Activation) -> Tensor:
+    """What is kept of an activation y (N, C, H, W), or (N, C): its slopes, or a bit a number."""
     n, channels, height, width = (*y.shape, 1, 1)[:4]
-    signs: Tensor = y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)
-    return signs
+    if not has_two_slopes(int(activation[0])):
+        slopes: Tensor = y.new_empty((n, height, width, channels))
+        return slopes
+    bits: Tensor = y.new_empty((n, height, width, sign_bytes(channels)), dtype=torch.uint8)
+    return bits
 
 
 def insert(
@@ -124,20 +128,30 @@ def residual_after(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (user, other) if term.shape == like.shape else None
 
 
-def gradient_tail(
-    gradient: fx.Node,
-) -> tuple[fx.Node, fx.Node | None, fx.Node | None, str]:
-    """(the last node, residual, mask, their names): what a gradient takes into its own pass."""
-    last, residual, fused = gradient, None, ""
+class Tail(NamedTuple):
+    """What a gradient takes into its own pass."""
+
+    last: fx.Node
+    residual: fx.Node | None
+    slopes: fx.Node | None  # of the activation before it
+    leak: float
+    said: str
+
+
+def gradient_tail(gradient: fx.Node) -> Tail:
+    """What follows a gradient, and a kernel can do with it."""
+    last, residual, said = gradient, None, ""
     if found := residual_after(last):
         last, residual = found
-        fused += " + residual"
+        said += " + residual"
     user = only_user(last)
-    if user is not None and user.target is calls.masked and user.args[:2] == (last, None):
-        mask = user.args[2]
-        assert isinstance(mask, fx.Node)
-        return user, residual, mask, fused + " + mask"
-    return last, residual, None, fused
+    if user is not None and user.target is calls.times_slopes and user.args[:2] == (last, None):
+        slopes, leak, *more = user.args[2:]
+        if not more:
+            assert isinstance(slopes, fx.Node)
+            assert isinstance(leak, float)
+            return Tail(user, residual, slopes, leak, said + " + slopes")
+    return Tail(last, residual, None, 0.0, said)
 
 
 def drop_detaches(graph: fx.Graph) -> None:

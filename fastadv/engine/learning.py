@@ -203,7 +203,7 @@ def _forward(
         return calls.convolve_directly(x, packed, bias, None, len(weight), size, geometry)
     packed = calls.winograd_weights(weight, None, False, stride != (1, 1), False)
     form = WHOLE if stride == (1, 1) else STRIDED
-    return calls.convolve(x, packed, bias, None, None, len(weight), size, padding[0], form)
+    return calls.convolve(x, packed, bias, None, len(weight), size, padding[0], form)
 
 
 def _by_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, kernel: str) -> Tensor:
@@ -221,7 +221,7 @@ def _by_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, kerne
     whole = stride == (1, 1)
     packed = calls.winograd_weights(weight, None, True, not whole, False)
     form = (2 - padding[0], WHOLE) if whole else (padding[0], STRIDED_GRADIENT)
-    return calls.convolve(grad, packed, None, None, None, channels, size, *form)
+    return calls.convolve_gradient(grad, packed, None, None, channels, size, *form)
 
 
 def _by_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, kernel: str) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fastadv._fakes import no_result
 from fastadv.engine import (
     reference,
+    reference_activations,
     reference_dense,
     reference_direct,
     reference_pool,
@@ -19,9 +20,16 @@ from fastadv.ops import _define
 
 _define(
     "winograd_",
-    "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
-    "Tensor? mask, int padding, int form, bool relu) -> ()",
+    "(Tensor(a!) y, Tensor(b!)? kept, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
+    "int padding, int form, int activation, float[] numbers) -> ()",
     reference_winograd.winograd_,
+    no_result,
+)
+_define(
+    "winograd_gradient_",
+    "(Tensor(a!) y, Tensor x, Tensor weights, Tensor? residual, Tensor? slopes, float leak, "
+    "int padding, int form) -> ()",
+    reference_winograd.winograd_gradient_,
     no_result,
 )
 _define(
@@ -38,16 +46,32 @@ _define(
 )
 _define(
     "direct_",
-    "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
-    "int[] kernel, int[] stride, int[] padding, int[] dilation, bool relu) -> ()",
+    "(Tensor(a!) y, Tensor(b!)? kept, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
+    "int[] kernel, int[] stride, int[] padding, int[] dilation, int activation, "
+    "float[] numbers) -> ()",
     reference_direct.direct_,
     no_result,
 )
 _define(
     "fold_",
-    "(Tensor(a!) y, Tensor x, Tensor weights, Tensor? residual, Tensor? mask, int[] kernel, "
-    "int[] stride, int[] padding, int[] dilation) -> ()",
+    "(Tensor(a!) y, Tensor x, Tensor weights, Tensor? residual, Tensor? slopes, float leak, "
+    "int[] kernel, int[] stride, int[] padding, int[] dilation) -> ()",
     reference_direct.fold_,
+    no_result,
+)
+_define(
+    "depthwise_",
+    "(Tensor(a!) y, Tensor(b!)? kept, Tensor x, Tensor weights, Tensor? bias, Tensor? residual, "
+    "int[] kernel, int[] stride, int[] padding, int[] dilation, int activation, "
+    "float[] numbers) -> ()",
+    reference_direct.depthwise_,
+    no_result,
+)
+_define(
+    "depthwise_gradient_",
+    "(Tensor(a!) y, Tensor x, Tensor weights, Tensor? residual, Tensor? slopes, float leak, "
+    "int[] kernel, int[] stride, int[] padding, int[] dilation) -> ()",
+    reference_direct.depthwise_gradient_,
     no_result,
 )
 _define(
@@ -90,8 +114,8 @@ _define(
 )
 _define(
     "max_pool_gradient_",
-    "(Tensor(a!) y, Tensor x, Tensor taken, Tensor? residual, Tensor? mask, int[] kernel, "
-    "int[] stride, int[] padding) -> ()",
+    "(Tensor(a!) y, Tensor x, Tensor taken, Tensor? residual, Tensor? slopes, float leak, "
+    "int[] kernel, int[] stride, int[] padding) -> ()",
     reference_pool.max_pool_gradient_,
     no_result,
 )
@@ -102,16 +126,17 @@ _define(
     no_result,
 )
 _define(
-    "relu_",
-    "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor? residual, Tensor? mask) -> ()",
-    reference.relu_,
+    "activate_",
+    "(Tensor(a!) y, Tensor(b!)? kept, Tensor x, Tensor? other, Tensor? scale, Tensor? shift, "
+    "int activation, float[] numbers) -> ()",
+    reference_activations.activate_,
     no_result,
 )
 _define(
-    "affine_relu_",
-    "(Tensor(a!) y, Tensor(b!)? signs, Tensor x, Tensor scale, Tensor? shift, Tensor? residual, "
-    "Tensor? mask) -> ()",
-    reference.affine_relu_,
+    "activate_gradient_",
+    "(Tensor(a!) y, Tensor x, Tensor slopes, float leak, Tensor? other, Tensor? scale, "
+    "Tensor? residual) -> ()",
+    reference_activations.activate_gradient_,
     no_result,
 )
 _define(

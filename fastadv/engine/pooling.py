@@ -1,5 +1,5 @@
 """Max pooling on a kernel of our own: a byte an output in place of an index of eight, and the
-gradient in one pass with the ReLU's mask before it."""
+gradient in one pass with the slopes of the activation before it."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def _serve(node: fx.Node) -> str:
     both = insert(node, calls.max_pool, args, (y, taken), node)
     fused = ""
     for gradient in [r for user in node.users for r in user.users if r.target is _GRADIENT]:
-        last, residual, mask, fused = gradient_tail(gradient)
-        place = (tuple(x.shape[2:]), kernel, stride, padding)
-        call = (gradient.args[0], item(both, 1), residual, mask, *place)
+        last, residual, slopes, leak, fused = gradient_tail(gradient)
+        place = (tuple(x.shape[2:]), kernel, stride, padding, leak)
+        call = (gradient.args[0], item(both, 1), residual, slopes, *place)
         last.replace_all_uses_with(
             insert(last, calls.max_pool_gradient, call, value(last), gradient)
         )

@@ -1,4 +1,4 @@
-"""Batch norm in eval mode before a ReLU, as pre-activation nets have it: one pass with the ReLU.
+"""Batch norm in eval mode before an activation, as pre-activation nets have it: one pass of both.
 
 A norm that follows a convolution folds into its weights (fold.py); one that follows a sum cannot.
 """
@@ -10,39 +10,35 @@ import operator
 from torch import fx
 
 from fastadv.engine import calls, weights
+from fastadv.engine.activations import Found, activation_after
 from fastadv.engine.graph import (
     NORM_BACKWARD,
-    RELU,
-    RELU_BACKWARD,
     insert,
     is_channels_last,
     is_weight,
     item,
-    only_user,
     residual_after,
-    signs_of,
     value,
 )
 
 
-def rectify_norms(norms: list[fx.Node]) -> list[fx.Node]:
-    """Puts one pass in the place of each norm with its ReLU where it can; returns those norms."""
-    served = []
+def activate_norms(norms: list[fx.Node]) -> dict[fx.Node, Found]:
+    """Puts one pass in the place of each norm with its activation where it can; says of which."""
+    served = {}
     for norm in norms:
-        relu = _relu_after(norm)
-        if relu is not None and _fits(norm, relu):
-            _rectify(norm, relu)
-            served.append(norm)
+        found = _activation_after(norm)
+        if found is not None and _fits(norm, found):
+            _serve(norm, found)
+            served[norm] = found
+    for graph in {norm.graph for norm in served}:
+        graph.eliminate_dead_code()  # or the activations would be served again
     return served
 
 
-def _relu_after(norm: fx.Node) -> fx.Node | None:
-    """The ReLU that alone reads a norm's output."""
-    for user in norm.users:
-        if user.target is operator.getitem and user.args[1] == 0:
-            reader = only_user(user)
-            return reader if reader is not None and reader.target is RELU else None
-    return None
+def _activation_after(norm: fx.Node) -> Found | None:
+    """The activation that alone reads a norm's output."""
+    outputs = [u for u in norm.users if u.target is operator.getitem and u.args[1] == 0]
+    return activation_after(outputs[0]) if len(outputs) == 1 else None
 
 
 def _gradients(norm: fx.Node) -> list[fx.Node]:
@@ -52,9 +48,9 @@ def _gradients(norm: fx.Node) -> list[fx.Node]:
     return [node for node in backward if node.args[1] is x and node.args[2] is gamma]
 
 
-def _fits(norm: fx.Node, relu: fx.Node) -> bool:
+def _fits(norm: fx.Node, found: Found) -> bool:
     gradients = _gradients(norm)
-    if not is_channels_last(value(norm.args[0])) or not is_channels_last(value(relu)):
+    if not is_channels_last(value(norm.args[0])) or not is_channels_last(value(found.y)):
         return False
     if not all(is_weight(arg) for arg in norm.args[1:5]):
         return False
@@ -63,31 +59,28 @@ def _fits(norm: fx.Node, relu: fx.Node) -> bool:
             return False
     for node in gradients:
         grad = node.args[0]
-        if not isinstance(grad, fx.Node) or grad.target is not RELU_BACKWARD:
-            return False
-        if grad.args[1] is not relu or grad.args[2] != 0 or len(grad.users) != 1:
+        if grad not in found.gradients or len(grad.users) != 1:  # type: ignore[union-attr]
             return False
         if node.args[7] or list(node.args[9]) != [True, False, False]:  # type: ignore[arg-type]
             return False
-    return True
+    return len(gradients) == len(found.gradients)
 
 
-def _rectify(norm: fx.Node, relu: fx.Node) -> None:
+def _serve(norm: fx.Node, found: Found) -> None:
     x, gamma, beta, mean, variance, _, eps = norm.args
     first = next(node for node in norm.graph.nodes if node.op != "placeholder")
     vector = value(variance)
     scale = insert(first, weights.norm_scale, (gamma, variance, eps), vector, norm)
     shift = insert(first, weights.norm_shift, (None, scale, mean, beta), vector, norm)
-    y = value(relu)
-    both = insert(relu, calls.norm_rectify, (x, scale, shift), (y, signs_of(y)), relu)
-    rectified, signs = item(both, 0), item(both, 1)
+    args = (x, None, found.activation, scale, shift, found.keeps)
+    both = insert(found.y, calls.activate, args, found.results, found.y)
     for node in _gradients(norm):
-        masked = node.args[0]
-        assert isinstance(masked, fx.Node)
+        activated = node.args[0]
+        assert isinstance(activated, fx.Node)
         last = item(node, 0)
         residual: fx.Node | None = None
-        if found := residual_after(last):
-            last, residual = found
-        args = (masked.args[0], scale, residual, signs)
-        last.replace_all_uses_with(insert(last, calls.norm_masked, args, value(last), node))
-    relu.replace_all_uses_with(rectified, delete_user_cb=lambda n: n.target is not RELU_BACKWARD)
+        if after := residual_after(last):
+            last, residual = after
+        call = (activated.args[0], None, item(both, 1), found.leak, scale, residual)
+        last.replace_all_uses_with(insert(last, calls.times_slopes, call, value(last), node))
+    found.y.replace_all_uses_with(item(both, 0))

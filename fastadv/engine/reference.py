@@ -1,6 +1,6 @@
 """The engine's ops in a few lines of torch: their definition, and their oracle.
 
-Images are channels last here, (N, H, W, C), and contiguous so. A ReLU's signs are bits, one a
+Images are channels last here, (N, H, W, C), and contiguous so. Signs are bits, one a
 number: (N, H, W, bytes) of uint8, channel k in bit k % 8 of byte k // 8, two bytes a panel.
 """
 
@@ -33,30 +33,6 @@ def pack_signs(positive: Tensor) -> Tensor:
     bits = F.pad(positive, (0, extra)).view(*positive.shape[:-1], -1, 8).long()
     packed: Tensor = (bits << torch.arange(8, device=positive.device)).sum(-1)
     return packed.to(torch.uint8)
-
-
-def relu_(
-    y: Tensor, signs: Tensor | None, x: Tensor, residual: Tensor | None, mask: Tensor | None
-) -> None:
-    """y <- relu(x + residual), signs <- !(x + residual <= 0); or y <- x where mask has a bit."""
-    v = x if residual is None else x + residual
-    positive = ~(v <= 0) if mask is None else unpack_signs(mask, x.shape[-1])
-    if signs is not None:
-        signs.copy_(pack_signs(positive))
-    y.copy_(torch.where(positive, v, 0))
-
-
-def affine_relu_(
-    y: Tensor, signs: Tensor | None, x: Tensor, scale: Tensor, shift: Tensor | None,
-    residual: Tensor | None, mask: Tensor | None,
-) -> None:  # fmt: skip
-    """y <- relu(x * scale + shift), signs <- its signs; or y <- x * scale where mask has a bit, and
-    + residual."""
-    if mask is None:
-        relu_(y, signs, x * scale + (0 if shift is None else shift), None, None)
-    else:
-        v = torch.where(unpack_signs(mask, x.shape[-1]), x * scale, 0)
-        y.copy_(v if residual is None else v + residual)
 
 
 def watch_(met: Tensor, x: Tensor, infinite: bool) -> None:

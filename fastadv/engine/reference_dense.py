@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastadv import reference
 from fastadv.engine.reference import PANEL, panels
+from fastadv.engine.reference_activations import NAMES, activate
 from fastadv.reference_head import head as reference_head
 
 
@@ -43,25 +44,7 @@ def unpack(packed: Tensor, columns: int, depth: int) -> Tensor:
     return rows[:columns, :depth].float()
 
 
-NAMES = ("none", "relu", "leaky_relu", "gelu", "gelu (tanh)", "tanh", "sigmoid")  # by number
-
-
-def activate(z: Tensor, activation: int, leak: float) -> tuple[Tensor, Tensor]:
-    """(activation(z), its slope there), with torch's values where the slope jumps."""
-    one, name = torch.ones_like(z), NAMES[activation]
-    if name == "relu":
-        return z.relu(), torch.where(z <= 0, 0, one)
-    if name == "leaky_relu":
-        return F.leaky_relu(z, leak), torch.where(z > 0, one, leak)
-    if name.startswith("gelu"):
-        kind = "tanh" if name.endswith("(tanh)") else "none"
-        slope = torch.ops.aten.gelu_backward(one, z, approximate=kind)
-        return F.gelu(z, approximate=kind), slope
-    if name == "tanh":
-        return z.tanh(), 1 - z.tanh() ** 2
-    if name == "sigmoid":
-        return z.sigmoid(), z.sigmoid() * (1 - z.sigmoid())
-    return z, one
+DENSE = NAMES[: NAMES.index("sigmoid") + 1]  # those that a stack has
 
 
 def _rounded(v: Tensor, like: Tensor) -> Tensor:

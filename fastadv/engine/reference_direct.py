@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from fastadv.engine.reference import PANEL, panels, relu_, unpack_signs
+from fastadv.engine.reference import PANEL, panels
+from fastadv.engine.reference_activations import finished, times_slopes
 
 DEPTH, CHANNELS = 256, 64  # as kDirectDepth and kFoldChannels in csrc/cpu/kernels.h
 Pair = tuple[int, int]
@@ -67,32 +68,64 @@ def unpack(
 
 
 def direct_(
-    y: Tensor, signs: Tensor | None, x: Tensor, weights: Tensor, bias: Tensor | None,
+    y: Tensor, kept: Tensor | None, x: Tensor, weights: Tensor, bias: Tensor | None,
     residual: Tensor | None, kernel: list[int], stride: list[int], padding: list[int],
-    dilation: list[int], relu: bool,
+    dilation: list[int], activation: int, numbers: list[float],
 ) -> None:  # fmt: skip
-    """y <- relu(conv(x) + bias + residual)."""
+    """y <- activation(conv(x) + bias + residual), kept <- its slopes."""
     w = unpack(weights, y.shape[3], x.shape[3], False, (kernel[0], kernel[1]))
     v = F.conv2d(_images(x, weights), w, None, stride, padding, dilation).permute(0, 2, 3, 1)
     v = v if bias is None else v + bias
     v = v if residual is None else v + residual
-    if relu:
-        relu_(v := v.contiguous(), signs, v, None, None)
-    y.copy_(v)
+    y.copy_(finished(v, kept, activation, numbers))
 
 
 def fold_(
-    y: Tensor, x: Tensor, weights: Tensor, residual: Tensor | None, mask: Tensor | None,
-    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int],
+    y: Tensor, x: Tensor, weights: Tensor, residual: Tensor | None, slopes: Tensor | None,
+    leak: float, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int],
 ) -> None:  # fmt: skip
-    """y <- the gradient by its input of a convolution whose output's is x, + residual, then zero
-    where `mask` has no bit."""
+    """y <- the gradient by its input of a convolution whose output's is x, + residual, times
+    slopes."""
     w = unpack(weights, x.shape[3], y.shape[3], True, (kernel[0], kernel[1]))
     shape = (len(y), y.shape[3], *y.shape[1:3])
     v = conv2d_input(shape, w, _images(x, weights), stride, padding, dilation)  # type: ignore[no-untyped-call]
     v = v.permute(0, 2, 3, 1)
     v = v if residual is None else v + residual
-    y.copy_(v if mask is None else torch.where(unpack_signs(mask, y.shape[3]), v, 0))
+    y.copy_(times_slopes(v, slopes, leak))
+
+
+def depthwise_weights(weight: Tensor, scale: Tensor | None) -> Tensor:  # (taps, C)
+    """scale * weight, of a convolution (C, 1, *kernel) of each channel by itself, and of its
+    gradient."""
+    w = weight.detach().flatten(1)
+    return (w if scale is None else w * scale[:, None]).t().contiguous()
+
+
+def depthwise_(
+    y: Tensor, kept: Tensor | None, x: Tensor, weights: Tensor, bias: Tensor | None,
+    residual: Tensor | None, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], activation: int, numbers: list[float],
+) -> None:  # fmt: skip
+    """direct_, of each channel by itself."""
+    w, place = _of_channels(weights, kernel), (stride, padding, dilation)
+    v = F.conv2d(x.permute(0, 3, 1, 2), w, bias, *place, len(w)).permute(0, 2, 3, 1)
+    v = v if residual is None else v + residual
+    y.copy_(finished(v, kept, activation, numbers))
+
+
+def depthwise_gradient_(
+    y: Tensor, x: Tensor, weights: Tensor, residual: Tensor | None, slopes: Tensor | None,
+    leak: float, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int],
+) -> None:  # fmt: skip
+    """fold_, of each channel by itself."""
+    w, shape = _of_channels(weights, kernel), (len(y), y.shape[3], *y.shape[1:3])
+    place = (stride, padding, dilation, len(w))
+    v = conv2d_input(shape, w, x.permute(0, 3, 1, 2), *place).permute(0, 2, 3, 1)  # type: ignore[no-untyped-call]
+    y.copy_(times_slopes(v if residual is None else v + residual, slopes, leak))
+
+
+def _of_channels(weights: Tensor, kernel: list[int]) -> Tensor:
+    return weights.t().reshape(-1, 1, *kernel)
 
 
 def _images(x: Tensor, weights: Tensor) -> Tensor:

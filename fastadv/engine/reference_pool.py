@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastadv.engine.reference import PANEL, panels, unpack_signs
+from fastadv.engine.reference import PANEL, panels
+from fastadv.engine.reference_activations import times_slopes
 
 Pair = tuple[int, int]
 
@@ -33,10 +34,11 @@ def max_pool_(
 
 
 def max_pool_gradient_(
-    y: Tensor, x: Tensor, taken: Tensor, residual: Tensor | None, mask: Tensor | None,
-    kernel: list[int], stride: list[int], padding: list[int],
+    y: Tensor, x: Tensor, taken: Tensor, residual: Tensor | None, slopes: Tensor | None,
+    leak: float, kernel: list[int], stride: list[int], padding: list[int],
 ) -> None:  # fmt: skip
-    """y <- the gradient by the input of max_pool_, whose output's is x, + residual, masked."""
+    """y <- the gradient by the input of max_pool_, whose output's is x, + residual, times
+    slopes."""
     n, rows, columns, channels = x.shape
     high, wide = (
         (size - 1) * step + k for size, step, k in zip((rows, columns), stride, kernel, strict=True)
@@ -51,7 +53,7 @@ def max_pool_gradient_(
     v = v.view(n, channels, high, wide)[..., padding[0] :, padding[1] :]
     v = v[..., : y.shape[1], : y.shape[2]].permute(0, 2, 3, 1)
     v = v if residual is None else v + residual
-    y.copy_(v if mask is None else torch.where(unpack_signs(mask, channels), v, 0))
+    y.copy_(times_slopes(v, slopes, leak))
 
 
 def mean_(y: Tensor, x: Tensor, gradient: bool) -> None:

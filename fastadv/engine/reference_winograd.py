@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from fastadv.engine.reference import PANEL, panels, relu_, unpack_signs
+from fastadv.engine.reference import PANEL, panels
+from fastadv.engine.reference_activations import finished, times_slopes
 
 Matrix = list[list[float]]
 
@@ -142,11 +143,28 @@ def winograd_weights_(
 
 
 def winograd_(
-    y: Tensor, signs: Tensor | None, x: Tensor, weights: Tensor, bias: Tensor | None,
-    residual: Tensor | None, mask: Tensor | None, padding: int, form: int, relu: bool,
+    y: Tensor, kept: Tensor | None, x: Tensor, weights: Tensor, bias: Tensor | None,
+    residual: Tensor | None, padding: int, form: int, activation: int, numbers: list[float],
 ) -> None:  # fmt: skip
-    """y <- relu(conv3x3(x) + bias + residual), then zero where `mask` has no bit; of form
-    STRIDED_GRADIENT the gradient of a convolution by its input."""
+    """y <- activation(conv3x3(x) + bias + residual), kept <- its slopes."""
+    v = _convolved(y, x, weights, padding, form)
+    v = v if bias is None else v + bias
+    v = v if residual is None else v + residual
+    y.copy_(finished(v, kept, activation, numbers))
+
+
+def winograd_gradient_(
+    y: Tensor, x: Tensor, weights: Tensor, residual: Tensor | None, slopes: Tensor | None,
+    leak: float, padding: int, form: int,
+) -> None:  # fmt: skip
+    """y <- (the gradient by its input of a convolution whose output's is x, + residual) * slopes;
+    of form PLAIN it is a convolution, of its weights turned round."""
+    v = _convolved(y, x, weights, padding, form)
+    y.copy_(times_slopes(v if residual is None else v + residual, slopes, leak))
+
+
+def _convolved(y: Tensor, x: Tensor, weights: Tensor, padding: int, form: int) -> Tensor:
+    """The convolution of x, or the strided form's gradient, of y's size."""
     (_, height, width, channels), (_, rows, columns, outputs) = x.shape, y.shape
     at, bt = x.new_tensor(_FORMS[form].at), x.new_tensor(_FORMS[form].bt)
     (tile, parts), patch, step = at.shape, bt.shape[1], _FORMS[form].step
@@ -162,12 +180,7 @@ def winograd_(
     which = torch.arange(parts).clamp(max=5)  # the middle tap's parts share their weights
     m = torch.einsum("nxyabc,abkc->nxyabk", t, u[which][:, which])
     v = torch.einsum("ia,nxyabk,jb->nxiyjk", at, m, at).flatten(3, 4).flatten(1, 2)
-    v = v[:, :rows, :columns]
-    v = v if bias is None else v + bias
-    v = v if residual is None else v + residual
-    if relu:
-        relu_(v, signs, v, None, None)
-    y.copy_(v if mask is None else torch.where(unpack_signs(mask, outputs), v, 0))
+    return v[:, :rows, :columns]
 
 
 def learn_scratch(x: Tensor, grad: Tensor) -> int:

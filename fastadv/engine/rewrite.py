@@ -1,8 +1,9 @@
-"""The rewrites: which convolutions and ReLUs of a graph get kernels of our own, and what is fused.
+"""The rewrites: which convolutions of a graph get kernels of our own, and what is fused.
 
-A convolution takes what follows it, bias, residual and ReLU, into its own pass; a ReLU leaves one
-bit a number for its gradient; a convolution's gradient takes the residual sum and that mask. What
-no kernel serves stays as ATen runs it, but for the gradients of weights, which nobody asks for.
+A convolution takes what follows it, bias, residual and activation, into its own pass; a ReLU leaves
+one bit a number for its gradient, others their slopes; a convolution's gradient takes the residual
+sum and these. What no kernel serves stays as ATen runs it, but for the gradients of weights, which
+nobody asks for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from fastadv.engine import calls, spread
+from fastadv.engine.activations import activate_images, activate_rows, activation_after
 from fastadv.engine.attention import attend_heads
 from fastadv.engine.choice import choose, geometry_of, is_gradient, weight_of
 from fastadv.engine.fold import fold_norms
@@ -22,18 +24,13 @@ from fastadv.engine.graph import (
     ADD,
     CONVOLUTION,
     CONVOLUTION_BACKWARD,
-    RELU,
-    RELU_BACKWARD,
     drop_detaches,
     gradient_tail,
     insert,
     is_channels_last,
-    is_rows,
     item,
-    only_user,
     relax_views,
     residual_after,
-    signs_of,
     value,
 )  # fmt: skip
 from fastadv.engine.layout import lift_linears, tidy
@@ -42,11 +39,11 @@ from fastadv.engine.means import mean_pixels
 from fastadv.engine.narrow import narrow_between
 from fastadv.engine.norms import normalize_tokens
 from fastadv.engine.pooling import pool_maxima
-from fastadv.engine.preactivation import rectify_norms
-from fastadv.engine.reference_direct import direct_weights
+from fastadv.engine.preactivation import activate_norms
+from fastadv.engine.reference_direct import depthwise_weights, direct_weights
 from fastadv.engine.reference_winograd import PLAIN, STRIDED, STRIDED_GRADIENT, transformed_shape
 from fastadv.engine.report import Row
-from fastadv.engine.speeds import DIRECT, WINOGRAD
+from fastadv.engine.speeds import DEPTHWISE, DIRECT, WINOGRAD
 from fastadv.engine.spread import spread_bias, spread_weights, spreads
 
 
@@ -65,15 +62,14 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
         fused = _serve(conv, kernel, bfloat16) if kernel else ""
         served = served_by(kernel, bfloat16)
         rows.append(Row(name, f"conv {shape}{folded}{fused}", served, why, call))
-    passes = rectify_norms(list(left)) if native else []
+    passes = activate_norms(list(left)) if native else {}
     for node, reason in left.items():
         name, _ = layer_of(node.args[1] or node.args[3])
-        one = node in passes
-        row = ("batch norm + relu", "one pass") if one else ("batch norm", "ATen")
+        found = passes.get(node)
+        row = (f"batch norm + {found.name}", "one pass") if found else ("batch norm", "ATen")
         rows.append(Row(name, *row, reason))
     if native:
-        for node in [node for node in graph.nodes if node.target is RELU]:
-            _rectify(node)
+        activate_images(graph)
     for node in [node for node in graph.nodes if node.target is CONVOLUTION_BACKWARD]:
         rows.append(_gradient(node, native, bfloat16, batch))
     if native:
@@ -82,10 +78,11 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
         rows += [_linear_row(*found, bfloat16) for found in serve_linears(graph, bfloat16, batch)]
         lift_linears(graph)
         fuse_linears(graph)
+        activate_rows(graph)
         rows += attend_heads(graph, bfloat16, batch) + normalize_tokens(graph)
         if bfloat16:
             narrow_between(graph)
-        _add_into_masks(graph)
+        _add_into_slopes(graph)
     graph.eliminate_dead_code()
     return rows
 
@@ -97,7 +94,8 @@ def _linear_row(weight: fx.Node, gradient: bool, why_not: str | None, bfloat16: 
 
 
 def served_by(kernel: str | None, bfloat16: bool) -> str:
-    return "ATen" if kernel is None else kernel + (", bfloat16" if bfloat16 else "")
+    half = bfloat16 and kernel != DEPTHWISE
+    return "ATen" if kernel is None else kernel + (", bfloat16" if half else "")
 
 
 def layer_of(weight: object) -> tuple[str, str]:
@@ -120,6 +118,8 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
         shape, dtype = transformed_shape(outputs, channels, bfloat16)
         like, pack = w.new_empty(shape, dtype=dtype), calls.winograd_weights
         args = (weight, scale, gradient, geometry_of(conv)[1] != (1, 1), bfloat16)
+    elif kernel == DEPTHWISE:
+        pack, args, like = depthwise_weights, (weight, scale), depthwise_weights(w, None)
     elif size := _spread_over(conv, kernel):
         pack, args = spread_weights, (weight, scale, gradient, bfloat16, size)
         like = spread_weights(w, None, gradient, bfloat16, size)
@@ -135,7 +135,7 @@ def _packed(conv: fx.Node, kernel: str, bfloat16: bool) -> fx.Node:
 
 def _spread_over(conv: fx.Node, kernel: str) -> tuple[int, int] | None:
     """The pixels of images that are so few that a convolution is one product of them all."""
-    if kernel == WINOGRAD:
+    if kernel in (WINOGRAD, DEPTHWISE):
         return None
     size: Any = tuple(value(conv.args[0]).shape[2:])
     return size if spreads(geometry_of(conv), size, *value(weight_of(conv)[0]).shape[:2]) else None
@@ -156,7 +156,7 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
     if found:
         last, residual = found
         fused += " + residual"
-    user = only_user(last)
+    activated = activation_after(last)
     packed = _packed(conv, kernel, bfloat16)
     _, stride, padding, _ = geometry = geometry_of(conv)
     size: Any = tuple(y.shape[2:])
@@ -165,40 +165,22 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
     place: tuple[Any, ...]
     if kernel == WINOGRAD:
         form = PLAIN if stride == (1, 1) else STRIDED
-        both, alone, place = calls.convolve_relu, calls.convolve_unmasked, (size, padding[0], form)
+        both, alone, place = calls.convolve_activated, calls.convolve, (size, padding[0], form)
     elif _spread_over(conv, kernel):
-        both, alone, place = spread.convolve_relu, spread.convolve, (size,)
+        both, alone, place = spread.convolve_activated, spread.convolve, (size,)
         bias = _spread_bias(conv, bias, size[0] * size[1])
     else:
-        both, alone = calls.convolve_relu_directly, calls.convolve_directly
+        both, alone = calls.convolve_activated_directly, calls.convolve_directly
+        if kernel == DEPTHWISE:
+            both, alone = calls.depthwise_activated, calls.depthwise
         place = size, geometry
     args = (x, packed, bias, residual, y.shape[1], *place)
-    if user is not None and user.target is RELU:
-        _replace_relu(user, insert(user, both, args, (y, signs_of(y)), conv))
-        return fused + " + relu"
+    if activated is not None:
+        args = (*args, activated.activation, activated.keeps)
+        activated.replace(insert(activated.y, both, args, activated.results, conv))
+        return f"{fused} + {activated.name}"
     last.replace_all_uses_with(insert(last, alone, args, y, conv))
     return fused
-
-
-def _replace_relu(relu: fx.Node, both: fx.Node) -> None:
-    """Puts (y, signs) in the place of a ReLU and of its gradients."""
-    y, signs = item(both, 0), item(both, 1)
-    for user in list(relu.users):
-        if user.target is RELU_BACKWARD and user.args[1] is relu and user.args[2] == 0:
-            args = (user.args[0], None, signs)
-            user.replace_all_uses_with(insert(user, calls.masked, args, value(user), user))
-            user.graph.erase_node(user)
-    relu.replace_all_uses_with(y)
-
-
-def _rectify(relu: fx.Node) -> None:
-    """A ReLU that no convolution took: one pass, and a bit a number in place of the output."""
-    y, x = value(relu), value(relu.args[0])
-    if not (is_channels_last(y) and is_channels_last(x)) and not (is_rows(y) and is_rows(x)):
-        return
-    if not any(user.target is RELU_BACKWARD for user in relu.users):
-        return
-    _replace_relu(relu, insert(relu, calls.rectify, (relu.args[0], None), (y, signs_of(y)), relu))
 
 
 def _gradient(node: fx.Node, native: bool, bfloat16: bool, batch: int) -> Row:
@@ -218,29 +200,31 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool, batch: int) -> Row:
         result.replace_all_uses_with(insert(result, calls.input_gradient, args, y, node))
         return Row(name, f"gradient {shape}", "ATen", why, place)
     packed = _packed(node, kernel, bfloat16)
-    last, residual, mask, fused = gradient_tail(result)
+    last, residual, slopes, leak, fused = gradient_tail(result)
     run: Callable[..., Any]
     call: tuple[Any, ...]
     channels, size = like.shape[1], tuple(like.shape[2:])
     _, stride, padding, _ = geometry = geometry_of(node)
     if kernel == WINOGRAD:
         form = (2 - padding[0], PLAIN) if stride == (1, 1) else (padding[0], STRIDED_GRADIENT)
-        run, call = calls.convolve, (grad, packed, None, residual, mask, channels, size, *form)
+        run, call = calls.convolve_gradient, (*form, leak)
     elif _spread_over(node, kernel):
-        run, call = spread.gradient, (grad, packed, residual, mask, channels, size)
+        run, call = spread.gradient, (leak,)
     else:
-        run, call = calls.fold, (grad, packed, residual, mask, channels, size, geometry)
-    last.replace_all_uses_with(insert(last, run, call, value(result), node))
+        run = calls.depthwise_gradient if kernel == DEPTHWISE else calls.fold
+        call = (geometry, leak)
+    args = (grad, packed, residual, slopes, channels, size, *call)
+    last.replace_all_uses_with(insert(last, run, args, value(result), node))
     return Row(name, f"gradient {shape}{fused}", served_by(kernel, bfloat16), why, place)
 
 
-def _add_into_masks(graph: fx.Graph) -> None:
-    """masked(a + b) reads both itself."""
-    for node in [node for node in graph.nodes if node.target is calls.masked]:
+def _add_into_slopes(graph: fx.Graph) -> None:
+    """times_slopes(a + b) reads both itself."""
+    for node in [node for node in graph.nodes if node.target is calls.times_slopes]:
         total = node.args[0]
         if not isinstance(total, fx.Node) or total.target is not ADD or total.kwargs:
             continue
         terms = [value(term) for term in total.args]
         same = all(is_channels_last(t) and t.shape == terms[0].shape for t in terms)
         if same and len(total.users) == 1:
-            node.args = (*total.args, node.args[2])
+            node.args = (*total.args, *node.args[2:])

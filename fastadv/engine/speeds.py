@@ -23,12 +23,22 @@ from fastadv.ops import backend
 PATH = Path(__file__).with_name("speeds.csv")
 ISAS = ("baseline", "avx2", "avx512")  # as fastadv.backend() names them, the slowest first
 # ATen: what a rewritten graph runs, images channels last. PLAIN: what torch runs without us, on
-# contiguous ones. OWN: the only kernel of ours for an op that is no convolution.
-WINOGRAD, DIRECT, FOLD, OWN, ATEN, PLAIN = KERNELS = (
-    "winograd", "direct", "fold", "own", "aten", "plain",
+# contiguous ones. OWN: the only kernel of ours for another op than a dense
+# convolution.
+WINOGRAD, DIRECT, FOLD, DEPTHWISE, OWN, ATEN, PLAIN = KERNELS = (
+    "winograd", "direct", "fold", "depthwise", "own", "aten", "plain",
 )  # fmt: skip
 PASSES = frozenset(  # over numbers, without a product of channels
-    ("pool", "pool gradient", "norm", "norm gradient", "layer norm", "layer norm gradient")
+    (
+        "depthwise",
+        "depthwise gradient",
+        "pool",
+        "pool gradient",
+        "norm",
+        "norm gradient",
+        "layer norm",
+        "layer norm gradient",
+    )
 )
 LEARNING = frozenset(("weight gradient", "packing"))  # what only weights that learn ask for
 _TORCHS = (ATEN, PLAIN)
@@ -170,7 +180,7 @@ def read(path: Path) -> dict[tuple[str, int], dict[tuple[str, str], list[Measure
                 row["op"], int(row["window"]), int(row["stride"]), int(row["inputs"]),
                 int(row["outputs"]), pixels, pixels, int(row["batch"]),
             )  # fmt: skip
-            seconds = {k: 1e-6 * float(row[k]) for k in KERNELS if row[k]}
+            seconds = {k: 1e-6 * float(row[k]) for k in KERNELS if row.get(k)}
             part = found.setdefault((row["isa"], int(row["threads"])), defaultdict(list))
             part[row["op"], row["precision"]].append(Measured(case, seconds))
     return found

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastadv.engine import calls
 from fastadv.engine.reference import PANEL
+from fastadv.engine.reference_activations import RELU, Activation
 from fastadv.engine.reference_direct import DEPTH, Geometry, Pair
 
 _WHOLE: Geometry = ((1, 1), (1, 1), (0, 0), (1, 1))  # of the one pixel
@@ -79,27 +80,26 @@ def convolve(
     return _apart(y, size)
 
 
-def convolve_relu(
+def convolve_activated(
     x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
-    size: Pair,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As calls.convolve_relu_directly."""
-    all_of = outputs * _area(size)
-    y, signs = calls.convolve_relu_directly(
-        _whole(x), weights, bias, _whole_or_none(residual), all_of, (1, 1), _WHOLE
+    size: Pair, activation: Activation = RELU, keeps: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """As calls.convolve_activated_directly."""
+    more = (outputs * _area(size), (1, 1), _WHOLE, activation, keeps)
+    y, kept = calls.convolve_activated_directly(
+        _whole(x), weights, bias, _whole_or_none(residual), *more
     )
-    return _apart(y, size), signs.view(len(signs), *size, -1)
+    return _apart(y, size), None if kept is None else kept.view(len(kept), *size, -1)
 
 
 def gradient(
-    grad: Tensor, weights: Tensor, residual: Tensor | None, mask: Tensor | None, channels: int,
-    size: Pair,
+    grad: Tensor, weights: Tensor, residual: Tensor | None, slopes: Tensor | None, channels: int,
+    size: Pair, leak: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """As calls.fold."""
-    given = None if mask is None else mask.view(len(mask), 1, 1, -1)
-    all_of = channels * _area(size)
-    y = calls.fold(_whole(grad), weights, _whole_or_none(residual), given, all_of, (1, 1), _WHOLE)
-    return _apart(y, size)
+    given = None if slopes is None else slopes.view(len(slopes), 1, 1, -1)
+    added, more = _whole_or_none(residual), (channels * _area(size), (1, 1), _WHOLE, leak)
+    return _apart(calls.fold(_whole(grad), weights, added, given, *more), size)
 
 
 def _whole(x: Tensor) -> Tensor:

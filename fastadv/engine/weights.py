@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.calls import linear_weights, winograd_weights
-from fastadv.engine.reference_direct import direct_weights
+from fastadv.engine.reference_direct import depthwise_weights, direct_weights
 from fastadv.engine.spread import spread_bias, spread_weights
 
 State = tuple[int, int, tuple[int, ...], int]  # data_ptr, _version, shape, fingerprint
@@ -48,7 +48,7 @@ def scaled(weight: Tensor, scale: Tensor) -> Tensor:
 
 FUNCTIONS: tuple[Callable[..., Tensor], ...] = (
     norm_scale, norm_shift, scaled, winograd_weights, direct_weights, linear_weights,
-    spread_weights, spread_bias,
+    depthwise_weights, spread_weights, spread_bias,
 )  # fmt: skip
 
 

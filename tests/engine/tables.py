@@ -41,7 +41,7 @@ class Ranked(Speeds):
 @pytest.fixture(autouse=True)
 def our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """They serve wherever they can: for tests that are not about the choice."""
-    ranked = Ranked("winograd", "direct", "fold")
+    ranked = Ranked("winograd", "direct", "fold", "depthwise")
     monkeypatch.setattr(speeds, "current", lambda: ranked)
 
 

@@ -76,7 +76,7 @@ def test_the_report_names_what_serves_each_layer(monkeypatch: pytest.MonkeyPatch
     plain = served["blocks.0.conv2", "conv"]
     assert plain.served_by.startswith("winograd")
     assert plain.op.endswith("norm folded + residual + relu")
-    assert served["blocks.0.conv1", "gradient"].op.endswith("+ residual + mask")
+    assert served["blocks.0.conv1", "gradient"].op.endswith("+ residual + slopes")
     assert plain.why == "4.0 times ATen's speed by the table"
     assert served["blocks.2.conv1", "conv"].served_by == "winograd"
     pointwise = served["blocks.2.shortcut.0", "gradient"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fastadv as fa
 from fastadv.engine import reference_dense
 from fastadv.engine.dense_plan import multiplies_bfloat16
-from fastadv.engine.reference_dense import NAMES, pack, pack_bias
+from fastadv.engine.reference_dense import DENSE, pack, pack_bias
 
 pytestmark = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
 
@@ -66,7 +66,7 @@ def precisions() -> list[bool]:
 
 @pytest.mark.parametrize("bfloat16", precisions())
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("activation", range(len(NAMES)))
+@pytest.mark.parametrize("activation", range(len(DENSE)))
 def test_the_op_is_its_definition(activation: int, sizes: tuple[int, ...], bfloat16: bool) -> None:
     """In l2, where a rounding moves a point by as much. Sums are ordered differently, no more."""
     model = net(sizes, MODULES[activation])
@@ -86,7 +86,7 @@ def test_the_op_is_its_definition(activation: int, sizes: tuple[int, ...], bfloa
     assert float((results[0] - x).abs().max()) > 0
 
 
-@pytest.mark.parametrize("activation", range(1, len(NAMES)))
+@pytest.mark.parametrize("activation", range(1, len(DENSE)))
 def test_slopes_are_float64s(activation: int) -> None:
     """Of activation(z_1) + activation(z_2) the gradient is the slopes, and a long l2 step from
     (z_1, 1) shows their ratio."""

@@ -54,7 +54,7 @@ def test_convolution_and_its_gradient_are_float64s(
     place = (tuple(exact.shape[2:]), geometry)
     y = calls.convolve_directly(x, packed, bias, residual, outputs, *place)
     near(y, exact, bfloat16)
-    rectified, signs = calls.convolve_relu_directly(x, packed, bias, residual, outputs, *place)
+    rectified, signs = calls.convolve_activated_directly(x, packed, bias, residual, outputs, *place)
     assert torch.equal(rectified, y.relu())
     assert torch.equal(reference.unpack_signs(signs, outputs).permute(0, 3, 1, 2), y > 0)
 
@@ -98,9 +98,9 @@ def test_the_kernel_is_its_reference(
     for op in pair if gradient else (ops.direct_, reference_direct.direct_):
         y = torch.full((2, out[1], out[1], out[0]), torch.nan)
         if gradient:
-            op(y, x, packed, None, None, *geometry)
+            op(y, x, packed, None, None, 0.0, *geometry)
         else:
-            op(y, None, x, packed, None, None, *geometry, False)
+            op(y, None, x, packed, None, None, *geometry, 0, [])
         results.append(y)
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=2e-5)
 
@@ -124,7 +124,7 @@ def test_few_pixels_are_cut_by_outputs(pixels: int, outputs: int, bfloat16: bool
     for count in (1, 2, 3, 5):
         with threads(count):
             given = x, packed, bias, residual, outputs, size, geometry
-            found.append(calls.convolve_relu_directly(*given))
+            found.append(calls.convolve_activated_directly(*given))
     exact = F.conv2d(x.double(), w.double(), bias.double(), padding=(1, 0)) + residual
     error = float((found[0][0] - exact.relu()).norm() / exact.norm())
     assert error <= (2e-2 if bfloat16 else 1e-6)
@@ -173,16 +173,17 @@ def test_a_gradient_of_one_large_image_is_cut_into_bands(geometry: Geometry) -> 
         ({"y": torch.zeros(1, 3, 3, 8)}, "must have the sizes of a convolution"),
         ({"stride": [0, 1]}, "must be positive"),
         ({"kernel": [9, 9]}, "must have the sizes|at most 64 taps"),
-        ({"signs": torch.zeros(1, 2, 2, 1, dtype=torch.uint8)}, "`signs` must be"),
+        ({"kept": torch.zeros(1, 2, 2, 1, dtype=torch.uint8), "activation": 2}, "`kept` must be"),
+        ({"kept": torch.zeros(1, 2, 2, 8, dtype=torch.uint8), "activation": 8}, "`kept` must be"),
         ({"padding": [1]}, "must be two numbers each"),
     ],
 )
 def test_what_would_leave_the_memory_raises(change: dict[str, object], message: str) -> None:
     given_ = {
-        "y": torch.zeros(1, 2, 2, 8), "signs": None, "x": torch.zeros(1, 4, 4, 5),
+        "y": torch.zeros(1, 2, 2, 8), "kept": None, "x": torch.zeros(1, 4, 4, 5),
         "weights": direct_weights(torch.zeros(8, 5, 3, 3), None, False, False),
         "bias": None, "residual": None, "kernel": [3, 3], "stride": [2, 2],
-        "padding": [1, 1], "dilation": [1, 1], "relu": False,
+        "padding": [1, 1], "dilation": [1, 1], "activation": 0, "numbers": [],
     }  # fmt: skip
     ops.direct_(*given_.values())
     with pytest.raises(RuntimeError, match=message):
@@ -195,7 +196,8 @@ def test_what_would_leave_the_memory_raises(change: dict[str, object], message: 
     [
         ({"weights": torch.zeros(16)}, "`weights` must be contiguous"),
         ({"y": torch.zeros(1, 6, 6, 5)}, "must have the sizes of a convolution"),
-        ({"mask": torch.zeros(1, 4, 4, 1, dtype=torch.uint8)}, "`mask` must be"),
+        ({"slopes": torch.zeros(1, 4, 4, 1, dtype=torch.uint8)}, "`slopes` must be"),
+        ({"slopes": torch.zeros(1, 4, 4, 4)}, "`slopes` must be"),
         ({"residual": torch.zeros(1, 4, 4, 1)}, "`residual` must be"),
     ],
 )
@@ -205,7 +207,7 @@ def test_a_gradient_that_would_leave_the_memory_raises(
     given_ = {
         "y": torch.zeros(1, 4, 4, 5), "x": torch.zeros(1, 2, 2, 8),
         "weights": direct_weights(torch.zeros(8, 5, 3, 3), None, True, False),
-        "residual": None, "mask": None, "kernel": [3, 3], "stride": [2, 2],
+        "residual": None, "slopes": None, "leak": 0.0, "kernel": [3, 3], "stride": [2, 2],
         "padding": [1, 1], "dilation": [1, 1],
     }  # fmt: skip
     ops.fold_(*given_.values())
@@ -256,4 +258,4 @@ def test_numbers_whose_product_overflows_raise() -> None:
     k, x = 1 << 32, torch.rand(1, 1, 1, 16)
     pairs = [[k, k], [k, k], [k // 2, k // 2], [1, 1]]
     with pytest.raises(RuntimeError, match="at most 64 taps"):
-        ops.direct_(x.clone(), None, x, torch.zeros(0), None, None, *pairs, False)
+        ops.direct_(x.clone(), None, x, torch.zeros(0), None, None, *pairs, 0, [])

@@ -96,9 +96,9 @@ def test_a_model_without_convolutions_in_bfloat16() -> None:
 def test_a_relu_between_layers_keeps_what_is_no_number() -> None:
     x = torch.tensor([[torch.nan, 0.0, -0.0, 1.0, -2.0, torch.inf, -torch.inf] * 3])
     grad = torch.randn(1, 21)
-    y, signs = calls.rectify(x, None)
+    y, signs = calls.activate(x)
     leaf = x.clone().requires_grad_()
     exact = torch.relu(leaf)
     torch.testing.assert_close(y, exact.detach(), rtol=0, atol=0, equal_nan=True)
     (back,) = torch.autograd.grad(exact, leaf, grad)
-    assert torch.equal(calls.masked(grad, None, signs), back)
+    assert torch.equal(calls.times_slopes(grad, None, signs), back)

@@ -73,7 +73,7 @@ def test_the_kernel_is_its_reference(channels: int) -> None:
         taken = torch.zeros(2, 5, 4, reference_pool.room(channels), dtype=torch.uint8)
         module.max_pool_(y, taken, x, *window)
         back = torch.empty(2, 9, 7, channels)
-        module.max_pool_gradient_(back, grad, taken, None, None, *window)
+        module.max_pool_gradient_(back, grad, taken, None, None, 0.0, *window)
         results.append((y, taken[..., :channels], back))
     torch.testing.assert_close(*results, equal_nan=True)
 
@@ -120,4 +120,4 @@ def test_models_that_pool(places: bool) -> None:
     if fa.backend().is_native:
         text = str(fast.report())
         assert ("its indices are read" in text) == places
-        assert ("max pool + mask" in text) == (not places)
+        assert ("max pool + slopes" in text) == (not places)

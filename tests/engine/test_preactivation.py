@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fastadv as fa
 from fastadv.engine import calls, reference
+from fastadv.engine.reference_activations import RELU
 
 ops = torch.ops.fastadv
 native = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
@@ -25,12 +26,12 @@ def test_one_pass_and_its_gradient(channels: int, added: bool) -> None:
     scale, shift = torch.randn(channels), torch.randn(channels)
     leaf = x.clone().requires_grad_()
     exact = F.relu(leaf * scale[:, None, None] + shift[:, None, None])
-    y, signs = calls.norm_rectify(x, scale, shift)
+    y, signs = calls.activate(x, None, RELU, scale, shift)
     torch.testing.assert_close(y, exact, rtol=0, atol=1e-6)
     assert torch.equal(reference.unpack_signs(signs, channels).permute(0, 3, 1, 2), y > 0)
     residual = images(3, channels, 5) if added else None
     (expected,) = torch.autograd.grad(exact, leaf, grad)
-    found = calls.norm_masked(grad, scale, residual, signs)
+    found = calls.times_slopes(grad, None, signs, 0.0, scale, residual)
     torch.testing.assert_close(found, expected + residual if added else expected)
 
 
@@ -38,13 +39,18 @@ def test_one_pass_and_its_gradient(channels: int, added: bool) -> None:
 def test_what_would_leave_the_memory_raises() -> None:
     x, one = torch.zeros(1, 4, 4, 8), torch.ones(8)
     signs = torch.zeros(1, 4, 4, 2, dtype=torch.uint8)
-    ops.affine_relu_(x.clone(), signs, x, one, one, None, None)
+    ops.activate_(x.clone(), signs, x, None, one, one, *RELU, [])
     with pytest.raises(RuntimeError, match="`scale` must be contiguous"):
-        ops.affine_relu_(x.clone(), signs, x, one[:3], one, None, None)
-    with pytest.raises(RuntimeError, match="`signs` and `shift` must be given"):
-        ops.affine_relu_(x.clone(), None, x, one, one, None, None)
-    with pytest.raises(RuntimeError, match="`mask` must be"):
-        ops.affine_relu_(x.clone(), None, x, one, None, None, signs[..., :1].contiguous())
+        ops.activate_(x.clone(), signs, x, None, one[:3], one, *RELU, [])
+    with pytest.raises(RuntimeError, match="`scale` must come with `shift`"):
+        ops.activate_(x.clone(), signs, x, None, one, None, *RELU, [])
+    with pytest.raises(RuntimeError, match="`other` must be"):
+        ops.activate_(x.clone(), signs, x, x[..., :4].contiguous(), one, one, *RELU, [])
+    short = signs[..., :1].contiguous()
+    with pytest.raises(RuntimeError, match="`slopes` must be"):
+        ops.activate_gradient_(x.clone(), x, short, 0.0, None, one, None)
+    with pytest.raises(RuntimeError, match="`residual` must be"):
+        ops.activate_gradient_(x.clone(), x, signs, 0.0, None, one, x[:, :2].contiguous())
 
 
 class Net(nn.Module):

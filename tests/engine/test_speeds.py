@@ -14,6 +14,7 @@ from bench.table_cases import cases
 from fastadv.engine import speeds
 from fastadv.engine.speeds import (
     ATEN,
+    DEPTHWISE,
     DIRECT,
     FOLD,
     ISAS,
@@ -132,6 +133,8 @@ def test_the_checked_in_table_is_complete(isa: str) -> None:
 def kernels_of(case: Case) -> set[str]:
     if case.op == "weight gradient":
         return {WINOGRAD, ATEN, PLAIN}
+    if case.op in ("depthwise", "depthwise gradient"):
+        return {DEPTHWISE, ATEN, PLAIN}
     if case.op == "packing":
         winograd = {WINOGRAD} if case.window == 3 else set()
         return {DIRECT, FOLD} | winograd

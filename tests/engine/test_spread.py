@@ -43,7 +43,7 @@ def test_a_convolution_and_its_gradient_are_float64s(
     y = spread.convolve(x, packed, shift, residual, outputs, size)
     exact = F.conv2d(x.double(), exact_w, bias.double(), padding=1) + residual
     assert float((y - exact).norm()) <= tolerance * float(exact.norm())
-    rectified, signs = spread.convolve_relu(x, packed, shift, residual, outputs, size)
+    rectified, signs = spread.convolve_activated(x, packed, shift, residual, outputs, size)
     assert torch.equal(rectified, y.relu())
     assert torch.equal(unpack_signs(signs, outputs).permute(0, 3, 1, 2), y > 0)
     assert y.shape == exact.shape

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastadv
 from fastadv.engine import calls, reference
+from fastadv.engine.reference_activations import RELU
 from fastadv.engine.reference_winograd import (
     PLAIN,
     STRIDED,
@@ -72,9 +73,9 @@ def test_convolution_and_its_gradient_are_float64s(
     exact = exact if residual is None else exact + residual
     packed = winograd_weights(w, None, False, strided)
     pixels = exact.shape[2:]
-    y = calls.convolve(x, packed, bias, residual, None, outputs, pixels, padding, form)
+    y = calls.convolve(x, packed, bias, residual, outputs, pixels, padding, form)
     close(y, exact)
-    rectified, signs = calls.convolve_relu(
+    rectified, signs = calls.convolve_activated(
         x, packed, bias, residual, outputs, pixels, padding, form
     )
     assert torch.equal(rectified, y.relu())
@@ -84,8 +85,8 @@ def test_convolution_and_its_gradient_are_float64s(
     sum_with = images(*x.shape, seed=4) if added else None
     mask = reference.pack_signs(torch.randn(n, height, width, channels) > 0)
     around = padding if strided else 2 - padding
-    found = calls.convolve(
-        grad, turned, None, sum_with, mask, channels, (height, width), around, back
+    found = calls.convolve_gradient(
+        grad, turned, sum_with, mask, channels, (height, width), around, back
     )
     exact = torch.nn.grad.conv2d_input(x.shape, w.double(), grad.double(), stride, padding)
     exact = exact if sum_with is None else exact + sum_with
@@ -106,7 +107,7 @@ def test_the_kernel_is_its_reference(shape: tuple[int, int, int, int, int], form
     for op in (ops.winograd_, winograd_):
         y = torch.full((n, rows, columns, outputs), torch.nan)
         signs = torch.zeros(n, rows, columns, reference.sign_bytes(outputs), dtype=torch.uint8)
-        op(y, signs, x, packed, bias, residual, None, 1, form, True)
+        op(y, signs, x, packed, bias, residual, 1, form, *RELU, [])
         results.append((y, signs))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=5e-5)
     either = results[0][0].minimum(results[1][0]) > 1e-4
@@ -133,13 +134,13 @@ def test_weights_are_their_reference(
 def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads(form: int) -> None:
     x, size = images(33, 96, 8, 8), (y_of(form, 8),) * 2
     packed = winograd_weights(kernel(144, 96), None, False, form != PLAIN)
-    whole = calls.convolve(x, packed, None, None, None, 144, size, 1, form)
+    whole = calls.convolve(x, packed, None, None, 144, size, 1, form)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             for part in (slice(0, 1), slice(5, 8), slice(2, 33)):
-                alone = calls.convolve(x[part], packed, None, None, None, 144, size, 1, form)
+                alone = calls.convolve(x[part], packed, None, None, 144, size, 1, form)
                 assert torch.equal(alone, whole[part])
     finally:
         torch.set_num_threads(threads)
@@ -147,11 +148,11 @@ def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads(form: int)
 
 def test_nan_passes_the_relu_and_its_mask() -> None:
     x = torch.tensor([torch.nan, -1.0, 0.0, 2.0, -torch.inf]).reshape(1, 5, 1, 1)
-    y, signs = calls.rectify(x, None)
+    y, signs = calls.activate(x)
     torch.testing.assert_close(y, x.relu(), rtol=0, atol=0, equal_nan=True)
     grad = torch.full_like(x, torch.nan)
     expected = torch.ops.aten.threshold_backward(grad, x.relu(), 0)
-    torch.testing.assert_close(calls.masked(grad, None, signs), expected, equal_nan=True)
+    torch.testing.assert_close(calls.times_slopes(grad, None, signs), expected, equal_nan=True)
 
 
 @given(st.integers(1, 3), st.integers(1, 50), st.integers(1, 5), st.booleans())
@@ -160,9 +161,9 @@ def test_relu_and_mask(n: int, channels: int, side: int, added: bool) -> None:
     x = images(n, channels, side, side)
     residual = images(n, channels, side, side, seed=1) if added else None
     total = x if residual is None else x + residual
-    y, signs = calls.rectify(x, residual)
+    y, signs = calls.activate(x, residual)
     assert torch.equal(y, total.relu())
-    assert torch.equal(calls.masked(x, residual, signs), torch.where(total > 0, total, 0))
+    assert torch.equal(calls.times_slopes(x, residual, signs), torch.where(total > 0, total, 0))
 
 
 @native
@@ -184,7 +185,11 @@ def test_fingerprint_is_its_reference_and_sees_each_bit(size: int) -> None:
         ({"x": torch.zeros(1, 4, 4, 9)}, "`weights` must be contiguous"),
         ({"bias": torch.zeros(3)}, "`bias` must be contiguous"),
         ({"residual": torch.zeros(1, 4, 4, 9)}, "`residual` must be"),
-        ({"mask": torch.zeros(1, 4, 4, 1, dtype=torch.uint8)}, "`mask` must be"),
+        ({"kept": torch.zeros(1, 4, 4, 1, dtype=torch.uint8), "activation": 1}, "`kept` must be"),
+        ({"kept": torch.zeros(1, 4, 4, 9), "activation": 7}, "`kept` must be"),
+        ({"kept": torch.zeros(1, 4, 4, 8)}, "without an activation"),
+        ({"activation": 14}, "`activation` must be 0 to 13, got 14"),
+        ({"numbers": [1.0] * 4}, "`numbers` must be at most 3, got 4"),
         ({"padding": 3}, "`padding` must be 0, 1 or 2"),
         ({"form": 3}, "`form` must be 0, 1 or 2"),
         ({"form": STRIDED}, "`y` must have the pixels"),
@@ -195,9 +200,9 @@ def test_fingerprint_is_its_reference_and_sees_each_bit(size: int) -> None:
 )
 def test_what_would_leave_the_memory_raises(change: dict[str, object], message: str) -> None:
     given_ = {
-        "y": torch.zeros(1, 4, 4, 8), "signs": None, "x": torch.zeros(1, 4, 4, 5),
+        "y": torch.zeros(1, 4, 4, 8), "kept": None, "x": torch.zeros(1, 4, 4, 5),
         "weights": winograd_weights(kernel(8, 5), None, False), "bias": None,
-        "residual": None, "mask": None, "padding": 1, "form": PLAIN, "relu": False,
+        "residual": None, "padding": 1, "form": PLAIN, "activation": 0, "numbers": [],
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         ops.winograd_(*(given_ | change).values())
@@ -212,14 +217,19 @@ def test_schema_and_fake_of_a_gradient_by_weights() -> None:
     )
 
 
-@pytest.mark.parametrize("op", ["winograd_", "relu_"])
+@pytest.mark.parametrize(
+    "op", ["winograd_", "winograd_gradient_", "activate_", "activate_gradient_"]
+)
 def test_schema_and_fake(op: str) -> None:
     y, x = torch.zeros(1, 4, 4, 8), torch.randn(1, 4, 4, 8)
     signs = torch.zeros(1, 4, 4, 2, dtype=torch.uint8)
     packed = winograd_weights(kernel(8, 8), None, False)
-    more = (packed, None, None, None, 1, PLAIN, True) if op == "winograd_" else (None, None)
+    args = {
+        "winograd_": (y, signs, x, packed, None, None, 1, PLAIN, *RELU, []),
+        "winograd_gradient_": (y, x, packed, None, signs, 0.5, 1, PLAIN),
+        "activate_": (y, signs, x, x, None, None, *RELU, []),
+        "activate_gradient_": (y, x, signs, 0.5, None, None, None),
+    }
     torch.library.opcheck(
-        getattr(ops, op).default,
-        (y, signs, x, *more),
-        test_utils=("test_schema", "test_faketensor"),
+        getattr(ops, op).default, args[op], test_utils=("test_schema", "test_faketensor")
     )
