@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import isas
 import pytest
 import tables
 import torch
@@ -272,3 +273,8 @@ def test_an_activation_without_a_gradient_keeps_nothing() -> None:
         y = fa.compile(model)(x := torch.randn(33, 3, 14, 14))
         torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
     assert math.isfinite(float(y.sum()))
+
+
+@isas.others
+def test_every_instruction_set(isa: str) -> None:
+    isas.run_again(__file__, isa, "bits_of_a_pass or float64s or references")

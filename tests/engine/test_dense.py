@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from typing import Any
 
+import isas
 import pytest
 import torch
 from conftest import seeded, threads
@@ -247,17 +245,6 @@ def test_the_op_stays_in_its_memory() -> None:
         call(stack, x, y, head=7)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@isas.others
 def test_every_instruction_set(isa: str) -> None:
-    from fastadv import _native
-
-    if isa not in _native.processor()["available"] or "FASTADV_CPU_CAPABILITY" in os.environ:
-        pytest.skip(f"no {isa} here, or a child of this test")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", __file__],
-        env={**os.environ, "FASTADV_CPU_CAPABILITY": isa, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    isas.run_again(__file__, isa)

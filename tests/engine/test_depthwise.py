@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import isas
 import pytest
 import tables
 import torch
@@ -206,3 +207,8 @@ def test_weights_that_change_are_seen() -> None:
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
         model.next.running_var.data.mul_(4)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@isas.others
+def test_every_instruction_set(isa: str) -> None:
+    isas.run_again(__file__, isa, "float64s or references")

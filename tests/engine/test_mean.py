@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
+import isas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,16 +51,9 @@ def test_the_watch_is_its_reference(size: int, value: float, infinite: bool) -> 
         assert torch.equal(met, expected)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@isas.others
 def test_every_instruction_set(isa: str) -> None:
-    from fastadv import _native
-
-    if isa not in _native.processor()["available"] or "FASTADV_CPU_CAPABILITY" in os.environ:
-        pytest.skip("not built, or asked for by hand")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "its_reference", __file__]
-    environment = {**os.environ, "FASTADV_CPU_CAPABILITY": isa, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    isas.run_again(__file__, isa, "its_reference")
 
 
 def test_what_does_not_fit_raises() -> None:

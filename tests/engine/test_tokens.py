@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 
+import isas
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import fastadv as fa
-from fastadv import _native
 from fastadv.engine import calls, reference_tokens, tokens
 from fastadv.engine.dense_plan import multiplies_bfloat16
 from fastadv.engine.reference_tokens import GELU, GELU_BY_TANH, PLAIN, TIMES, room
@@ -217,15 +214,11 @@ def test_what_would_leave_the_memory_raises(
         getattr(ops, name)(*(arguments()[name] | change).values())
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@isas.others
 def test_every_instruction_set(isa: str) -> None:
-    if isa not in _native.processor()["available"] or "FASTADV_CPU_CAPABILITY" in os.environ:
-        pytest.skip("not built, or asked for by hand")
-    chosen = "linear_layer or gradient_are_float64s or no_number or do_not_depend"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", chosen, __file__]
-    environment = {**os.environ, "FASTADV_CPU_CAPABILITY": isa, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    isas.run_again(
+        __file__, isa, "linear_layer or gradient_are_float64s or no_number or do_not_depend"
+    )
 
 
 def test_the_reference_is_the_kernel() -> None:
