@@ -132,11 +132,17 @@ class Depthwise {
         }
       }
     }
+    // The rows that the next one of y is the first to see: no processor looks as far ahead.
+    const float* ahead = next_ + begin * args.channels + k;
+    for (int64_t i = 0; i < (kGradient ? 1 : args.stride[0]); ++i) {
+      for (int64_t j = 0; j < B * advance_; ++j) {
+        __builtin_prefetch(ahead + j * args.channels, 0, 2);
+      }
+      ahead += args.width * args.channels;
+    }
     const Floats bias = args.bias ? load(args.bias + k, n...) : Floats{};
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
-      // The row that the next one of y is the first to see: no processor looks as far ahead.
-      __builtin_prefetch(next_ + begin * args.channels + b * apart + k, 0, 2);
       finish(args, first + (m + b) * classes_, k, sum[b] + bias, n...);
     }
   }
