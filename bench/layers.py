@@ -29,7 +29,10 @@ from fastadv.engine.reference_winograd import PLAIN
 
 YARDSTICK = "none"
 _SIZE = 1024
-_KERNELS = ("winograd_", "winograd_gradient_", "direct_", "fold_", "linear_")
+_KERNELS = (
+    "winograd_", "winograd_gradient_", "direct_", "fold_", "depthwise_", "depthwise_gradient_",
+    "linear_",
+)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +117,7 @@ def _text(image: Tensor) -> str:
 
 def _given(name: str, args: tuple[Any, ...]) -> Tensor:
     """What a kernel reads: x, or the gradient of an output."""
-    x: Tensor = args[1 if name in ("fold_", "winograd_gradient_") else 2]
+    x: Tensor = args[1 if name == "fold_" or name.endswith("_gradient_") else 2]
     return x
 
 
@@ -138,6 +141,8 @@ def _products(name: str, args: tuple[Any, ...]) -> float:
     if name.startswith("winograd"):
         pixels = min(y.numel() // y.shape[3], x.numel() // x.shape[3])  # a gradient's y has more
         return float(9 * pixels * y.shape[3] * x.shape[3])
+    if name.startswith("depthwise"):
+        return float(math.prod(args[6]) * (x if name.endswith("_gradient_") else y).numel())
     if name == "direct_":
         return float(math.prod(args[6]) * y.numel() * x.shape[3])
     return float(math.prod(args[6]) * x.numel() * y.shape[3])

@@ -64,9 +64,9 @@ const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_
                                      int64_t width, int64_t channels) {
   STD_TORCH_CHECK(activation >= 0 && activation < fastadv::kActivations,
                   "`activation` must be 0 to ", fastadv::kActivations - 1, ", got ", activation);
-  STD_TORCH_CHECK(numbers.size() <= fastadv::kNumbers, "`numbers` must be at most ",
-                  fastadv::kNumbers, ", got ", numbers.size());
   after.activation = fastadv::Activation(activation);
+  const size_t asked = numbers_of(after.activation);
+  STD_TORCH_CHECK(numbers.size() == asked, "`numbers` must be ", asked, ", got ", numbers.size());
   for (size_t i = 0; i < numbers.size(); ++i) after.numbers[i] = float(numbers[i]);
   if (!kept) return;
   STD_TORCH_CHECK(activation != fastadv::kNone, "`kept` must be None without an activation");

@@ -33,6 +33,13 @@ constexpr bool has_two_slopes(Activation which) {
   return which == kRectified || which == kLeaky || which == kClamped;
 }
 
+// How many numbers it takes: a leak; alpha, scale and input scale; beta and threshold; bounds.
+constexpr int numbers_of(Activation which) {
+  if (which == kElu) return 3;
+  if (which == kSoftplus || which == kClamped) return 2;
+  return which == kLeaky ? 1 : 0;
+}
+
 // What follows a layer's sum before it is written: y = activation(sum + residual), or, where there
 // are slopes to multiply by, a gradient's y = (sum + residual) * slopes.
 struct Epilogue {

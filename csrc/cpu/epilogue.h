@@ -16,7 +16,10 @@ FASTADV_FN Floats times_slopes(const Epilogue& after, int64_t channels, int64_t 
     const Floats below = after.numbers[0] ? v * after.numbers[0] : Floats{};
     v = get_signs(after.mask, channels, pixel, k) ? v : below;
   }
-  if (after.factors) v *= load(after.factors + pixel * channels + k, n...);
+  if (after.factors) {  // where a slope is zero the gradient is, an infinite one too
+    const Floats slopes = load(after.factors + pixel * channels + k, n...);
+    v = slopes == 0 ? Floats{} : v * slopes;
+  }
   return v;
 }
 

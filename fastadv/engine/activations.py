@@ -7,7 +7,8 @@ convolution's gradient, a pooling's, a sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +39,21 @@ class _Kind:
     name: str  # in NAMES
     backward: Any
     defaults: _Numbers = ()
-    # What the gradient is given after that of y = activation(x).
-    given: Callable[[fx.Node, fx.Node, _Numbers], tuple[Any, ...]] = lambda x, y, n: (x, *n)
+    # What the gradient may be given after that of y = activation(x); the last if x was written on.
+    given: Callable[[fx.Node, fx.Node, _Numbers], Sequence[Any]] = lambda x, y, n: [(x, *n)]
     numbers: Callable[[_Numbers], _Numbers] = lambda n: n  # those that the kernels take
+    serves: Callable[[_Numbers], bool] = lambda n: True
 
 
 _KINDS: dict[Any, _Kind] = {
-    RELU: _Kind("relu", RELU_BACKWARD, (), lambda x, y, n: (y, 0)),
-    aten.tanh.default: _Kind("tanh", aten.tanh_backward.default, (), lambda x, y, n: (y,)),
-    aten.sigmoid.default: _Kind("sigmoid", aten.sigmoid_backward.default, (), lambda x, y, n: (y,)),
+    RELU: _Kind("relu", RELU_BACKWARD, (), lambda x, y, n: [(y, 0)]),
+    aten.tanh.default: _Kind("tanh", aten.tanh_backward.default, (), lambda x, y, n: [(y,)]),
+    aten.sigmoid.default: _Kind(
+        "sigmoid", aten.sigmoid_backward.default, (), lambda x, y, n: [(y,)]
+    ),
     aten.leaky_relu.default: _Kind(
-        "leaky_relu", aten.leaky_relu_backward.default, (0.01,), lambda x, y, n: (x, *n, False)
+        "leaky_relu", aten.leaky_relu_backward.default, (0.01,),
+        lambda x, y, n: [(x, *n, False), (y, *n, True)],
     ),
     aten.hardtanh.default: _Kind("hardtanh", aten.hardtanh_backward.default, (-1.0, 1.0)),
     aten.gelu.default: _Kind("gelu", aten.gelu_backward.default),
@@ -58,11 +63,13 @@ _KINDS: dict[Any, _Kind] = {
     aten.hardswish.default: _Kind("hardswish", aten.hardswish_backward.default),
     aten.softplus.default: _Kind("softplus", aten.softplus_backward.default, (1.0, 20.0)),
     aten.elu.default: _Kind(
-        "elu", aten.elu_backward.default, (1.0, 1.0, 1.0), lambda x, y, n: (*n, False, x)
+        "elu", aten.elu_backward.default, (1.0, 1.0, 1.0),
+        lambda x, y, n: [(*n, False, x), (*n, True, y)], serves=lambda n: n[2] > 0,
     ),
     aten.celu.default: _Kind(
         "elu", aten.elu_backward.default, (1.0,),
-        lambda x, y, n: (n[0], 1.0, 1.0 / n[0], False, x), lambda n: (n[0], 1.0, 1.0 / n[0]),
+        lambda x, y, n: [(n[0], 1.0, 1.0 / n[0], False, x), (n[0], 1.0, 1.0 / n[0], True, y)],
+        lambda n: (n[0], 1.0, 1.0 / n[0]), lambda n: n[0] > 0,
     ),
 }  # fmt: skip
 
@@ -109,17 +116,36 @@ def activation_after(x: fx.Node) -> Found | None:
     if len(found) != 1:
         return None
     y, kind = found[0], _KINDS[found[0].target]
-    numbers = (*y.args[1:], *kind.defaults[len(y.args) - 1 :])
-    if not all(isinstance(n, (int, float)) for n in numbers) or set(y.kwargs) - {"approximate"}:
+    given: Any = (*y.args[1:], *kind.defaults[len(y.args) - 1 :])
+    if not all(isinstance(n, int | float) for n in given) or set(y.kwargs) - {"approximate"}:
         return None
-    given = kind.given(x, y, numbers)  # type: ignore[arg-type]
-    readers = [user for user in (y if y in given else x).users if user.target is kind.backward]
-    gradients = [u for u in readers if tuple(u.args[1:]) == given and u.kwargs == y.kwargs]
+    numbers = tuple(float(n) for n in given)
+    if not kind.serves(numbers):
+        return None
+    forms = kind.given(x, y, numbers)
+    readers = [user for user in {**x.users, **y.users} if user.target is kind.backward]
+    gradients = [
+        user
+        for user in readers
+        if user.kwargs == y.kwargs and any(_same(user.args[1:], form) for form in forms)
+    ]
     if any(user is not y and user not in gradients for user in x.users):
         return None
     name = "gelu (tanh)" if y.kwargs.get("approximate") == "tanh" else kind.name
-    call = kind.numbers(tuple(float(n) for n in numbers))  # type: ignore[arg-type]
-    return Found((NAMES.index(name), *call), y, tuple(gradients))
+    return Found((NAMES.index(name), *kind.numbers(numbers)), y, tuple(gradients))
+
+
+def _same(args: Sequence[Any], form: Sequence[Any]) -> bool:
+    """Whether these are the arguments, numbers but for a rounding to float32: of a celu ATen gives
+    its gradient 1 / float32(alpha)."""
+    return len(args) == len(form) and all(
+        a is b or (not isinstance(b, fx.Node) and _near(a, b))
+        for a, b in zip(args, form, strict=True)
+    )
+
+
+def _near(a: Any, b: float) -> bool:
+    return isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=1e-6)
 
 
 def activate_images(graph: fx.Graph) -> None:

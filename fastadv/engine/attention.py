@@ -26,7 +26,7 @@ from fastadv.engine.tokens import Place
 
 _FORWARD = aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-_MOST = 256  # as kAttentionMost in csrc/cpu/kernels.h
+_MOST = 256  # as kAttentionMost in csrc/cpu/engine_args.h
 
 
 @dataclass

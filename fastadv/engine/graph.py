@@ -163,6 +163,33 @@ def drop_detaches(graph: fx.Graph) -> None:
             )
 
 
+def drop_clones(graph: fx.Graph) -> None:
+    """What was kept before a layer wrote on it in place is, in a graph without writes, itself."""
+    if any(_writes(node) for node in graph.nodes):
+        return
+    for node in list(graph.nodes):
+        if node.target is not aten.clone.default or set(node.kwargs) - {"memory_format"}:
+            continue
+        order = node.kwargs.get("memory_format", torch.preserve_format)
+        source = node.args[0]
+        if order is torch.preserve_format and isinstance(source, fx.Node) and _is_fresh(source):
+            node.replace_all_uses_with(source, delete_user_cb=lambda user: user.op != "output")
+            if not node.users:  # or it would count as one that reads the source
+                graph.erase_node(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether it is memory of its own, which an op of torch's has just computed."""
+    maker: Any = node.args[0] if node.target is operator.getitem else node
+    schema = getattr(maker.target, "_schema", None)
+    return schema is not None and not any(result.alias_info for result in schema.returns)
+
+
 def relax_views(graph: fx.Graph) -> None:
     """A view of a tensor whose layout a rewrite changed becomes a copy where it must."""
     for node in graph.nodes:

@@ -63,7 +63,9 @@ def _serve(node: fx.Node) -> str:
     args = (node.args[0], tuple(size), kernel, stride, padding)
     both = insert(node, calls.max_pool, args, (y, taken), node)
     fused = ""
-    for gradient in [r for user in node.users for r in user.users if r.target is _GRADIENT]:
+    # By its indices: the next pool's gradient is given this one's output.
+    taken_by = [r for user in node.users if user.args[1] == 1 for r in user.users]
+    for gradient in taken_by:
         last, residual, slopes, leak, fused = gradient_tail(gradient)
         place = (tuple(x.shape[2:]), kernel, stride, padding, leak)
         call = (gradient.args[0], item(both, 1), residual, slopes, *place)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PANEL = 16  # outputs whose weights stand side by side, as in csrc/cpu/kernels.h
+PANEL = 16  # outputs whose weights stand side by side, as in csrc/cpu/engine_args.h
 
 
 def panels(outputs: int) -> int:

@@ -72,7 +72,7 @@ def times_slopes(v: Tensor, slopes: Tensor | None, leak: float) -> Tensor:
     if slopes is None:
         return v
     if slopes.dtype != torch.uint8:
-        return v * slopes
+        return torch.where(slopes == 0, 0, v * slopes)
     return torch.where(unpack_signs(slopes, v.shape[-1]), v, v * leak if leak else 0)
 
 

@@ -16,7 +16,7 @@ from torch.nn.grad import conv2d_input
 from fastadv.engine.reference import PANEL, panels
 from fastadv.engine.reference_activations import finished, times_slopes
 
-DEPTH, CHANNELS = 256, 64  # as kDirectDepth and kFoldChannels in csrc/cpu/kernels.h
+DEPTH, CHANNELS = 256, 64  # as kDirectDepth and kFoldChannels in csrc/cpu/engine_args.h
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, Pair]  # kernel, stride, padding, dilation
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastadv.engine.reference import PANEL
 from fastadv.engine.reference_direct import unpack
 
-PLAIN, GELU, GELU_BY_TANH, TIMES = range(4)  # as Finish in csrc/cpu/kernels.h
+PLAIN, GELU, GELU_BY_TANH, TIMES = range(4)  # as Finish in csrc/cpu/engine_args.h
 
 
 def room(length: int, bfloat16: bool) -> int:

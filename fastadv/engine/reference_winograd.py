@@ -82,7 +82,7 @@ class Form:
     step: int
 
 
-PLAIN, STRIDED, STRIDED_GRADIENT = range(3)  # as in csrc/cpu/kernels.h
+PLAIN, STRIDED, STRIDED_GRADIENT = range(3)  # as in csrc/cpu/engine_args.h
 LEARN_TILES, LEARN_PANELS = 64, (2, 4)  # the same
 _FORMS = (Form(_AT3, _BT3, 4), Form(*_strided(), 8), Form(*_strided_gradient(), 4))
 

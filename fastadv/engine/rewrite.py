@@ -24,6 +24,7 @@ from fastadv.engine.graph import (
     ADD,
     CONVOLUTION,
     CONVOLUTION_BACKWARD,
+    drop_clones,
     drop_detaches,
     gradient_tail,
     insert,
@@ -52,6 +53,7 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
     the size that the kernels are chosen for."""
     relax_views(graph)
     drop_detaches(graph)
+    drop_clones(graph)
     left = fold_norms(graph)
     convolutions = [node for node in graph.nodes if node.target is CONVOLUTION]
     rows = []

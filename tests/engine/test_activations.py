@@ -232,6 +232,38 @@ def test_a_net_of_them(name: str) -> None:
     assert "ATen" not in said.replace("times ATen's", "")
 
 
+IN_PLACE: dict[str, nn.Module] = {
+    "relu": nn.ReLU(True), "leaky_relu": nn.LeakyReLU(0.2, True), "hardtanh": nn.ReLU6(True),
+    "silu": nn.SiLU(True), "mish": nn.Mish(True), "elu": nn.ELU(0.7, True),
+    "hardsigmoid": nn.Hardsigmoid(True), "hardswish": nn.Hardswish(True),
+}  # fmt: skip
+
+
+@native
+@pytest.mark.parametrize("name", [*IN_PLACE, "selu", "celu"])
+def test_those_that_write_on_their_input_are_fused_too(name: str) -> None:
+    made = IN_PLACE.get(name) or (nn.SELU(True) if name == "selu" else nn.CELU(0.3, True))
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), made]
+    layers += [nn.Conv2d(16, 16, 3, padding=1), made, nn.Flatten(), nn.Linear(16 * 144, 10)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(33, 3, 12, 12).requires_grad_()
+    fast = fa.compile(model)
+    (found,) = torch.autograd.grad(fast(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+    called, said = "elu" if name in ("selu", "celu") else name, str(fast.report())
+    assert f"norm folded + {called}" in said
+    assert f"conv 16x16x3x3 + {called}" in said
+    assert "gradient 16x16x3x3 + slopes" in said
+
+
+def test_a_celu_of_a_negative_alpha_is_torchs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.CELU(-0.5)).eval()
+    x = torch.randn(33, 3, 12, 12).requires_grad_()
+    (found,) = torch.autograd.grad(fa.compile(model)(x).sum(), x)
+    (expected,) = torch.autograd.grad(model(x).sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @native
 @each
 def test_an_attack_on_such_a_net_is_a_plan(name: str) -> None:
@@ -265,6 +297,14 @@ def test_what_others_read_too() -> None:
     (found,) = torch.autograd.grad(fa.compile(model)(x).square().sum(), x)
     (expected,) = torch.autograd.grad(model(x).square().sum(), x)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_infinite_gradient_where_the_slope_is_zero_is_none() -> None:
+    z, grad = torch.full((1, 16, 1, 1), -100.0), torch.full((1, 16, 1, 1), torch.inf)
+    for name in ("hardsigmoid", "hardswish", "relu", "relu6"):
+        _, kept = calls.activate(z, None, ALL[name][1])
+        assert kept is not None
+        assert torch.equal(calls.times_slopes(grad, None, kept), torch.zeros_like(z))
 
 
 def test_an_activation_without_a_gradient_keeps_nothing() -> None:

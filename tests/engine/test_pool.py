@@ -121,3 +121,38 @@ def test_models_that_pool(places: bool) -> None:
         text = str(fast.report())
         assert ("its indices are read" in text) == places
         assert ("max pool + slopes" in text) == (not places)
+
+
+class Stacked(nn.Module):
+    """Poolings of poolings: YOLO's SPPF, an Inception branch, and one after the other."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv = kind, nn.Conv2d(3, 16, 3, padding=1)
+        self.branch, self.fc = nn.Conv2d(16, 16, 1), nn.LazyLinear(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        if self.kind == "sppf":
+            maps = [x]
+            for _ in range(3):
+                maps.append(F.max_pool2d(maps[-1], 5, 1, 2))
+            x = torch.cat(maps, 1)
+        elif self.kind == "inception":
+            x = F.max_pool2d(x, 2)
+            x = self.branch(x) + F.max_pool2d(x, 3, 1, 1)
+        else:
+            x = F.max_pool2d(F.max_pool2d(x, 2), 3, 2, 1)
+        y: Tensor = self.fc(x.flatten(1))
+        return y
+
+
+@native
+@pytest.mark.parametrize("kind", ["sppf", "inception", "in a row"])
+def test_poolings_of_poolings(kind: str) -> None:
+    model, x = Stacked(kind), torch.randn(33, 3, 8, 8).requires_grad_()
+    exact = model(x)
+    fast, by = fa.compile(model), torch.randn(33, 10)
+    (expected,) = torch.autograd.grad(exact, x, by)
+    (found,) = torch.autograd.grad(fast(x), x, by)
+    assert float((found - expected).norm()) <= 1e-4 * float(expected.norm())
