@@ -19,6 +19,7 @@ from fastadv.engine.graph import (
     CONVOLUTION_BACKWARD,
     is_bias,
     is_channels_last,
+    is_image,
     is_weight,
     size_at,
     value,
@@ -48,6 +49,9 @@ def choose(conv: fx.Node, native: bool, bfloat16: bool, batch: int) -> Choice:
         return Choice(None, "no compiled kernels")
     if why := _no_kernel_of_ours(conv):
         return Choice(None, why)
+    x, y = _images(conv)
+    if not is_image(x) or not is_channels_last(y):  # the kernels' calls turn x where they must
+        return Choice(None, "its images are not float32 and channels last")
     if is_depthwise(conv):
         return _depthwise(conv, batch)
     geometry, channels = geometry_of(conv), int(_images(conv)[0].shape[1])
@@ -164,9 +168,12 @@ def _no_kernel_of_ours(conv: fx.Node) -> str | None:
     bias = None if backward or "norm" in conv.meta else value(conv.args[2])
     if bias is not None and not is_bias(bias, value(weight).shape[0]):
         return "its bias is not one contiguous number an output"
-    if not all(is_channels_last(image) for image in _images(conv)):
-        return "its images are not float32 and channels last"
     return None
+
+
+def has_kernel_of_ours(conv: fx.Node) -> bool:
+    """Whether a kernel could serve it, if its images were channels last."""
+    return _no_kernel_of_ours(conv) is None
 
 
 def why_not_winograd(geometry: Geometry, channels: int) -> str | None:

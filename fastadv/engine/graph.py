@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -56,16 +56,20 @@ def is_bias(bias: Tensor, outputs: int) -> bool:
     return bias.shape == (outputs,) and bias.is_contiguous() and bias.dtype == torch.float32
 
 
-def is_channels_last(t: object) -> bool:
-    """A float32 image batch on the CPU, channels last, of known size but for the batch."""
+def is_image(t: object) -> TypeGuard[Tensor]:
+    """A float32 image batch on the CPU, of known size but for the batch, in any order."""
     return (
         isinstance(t, Tensor)
         and t.dim() == 4
         and t.dtype == torch.float32
         and t.device.type == "cpu"
         and all(isinstance(size, int) for size in t.shape[1:])
-        and t.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def is_channels_last(t: object) -> bool:
+    """Such a batch, channels last."""
+    return is_image(t) and t.is_contiguous(memory_format=torch.channels_last)
 
 
 def is_rows(t: object) -> bool:
@@ -165,25 +169,26 @@ def drop_detaches(graph: fx.Graph) -> None:
 
 def drop_clones(graph: fx.Graph) -> None:
     """What was kept before a layer wrote on it in place is, in a graph without writes, itself."""
-    if any(_writes(node) for node in graph.nodes):
+    if any(writes(node) for node in graph.nodes):
         return
     for node in list(graph.nodes):
         if node.target is not aten.clone.default or set(node.kwargs) - {"memory_format"}:
             continue
         order = node.kwargs.get("memory_format", torch.preserve_format)
         source = node.args[0]
-        if order is torch.preserve_format and isinstance(source, fx.Node) and _is_fresh(source):
+        if order is torch.preserve_format and isinstance(source, fx.Node) and is_fresh(source):
             node.replace_all_uses_with(source, delete_user_cb=lambda user: user.op != "output")
             if not node.users:  # or it would count as one that reads the source
                 graph.erase_node(node)
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether an op writes on what it is given."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 
 
-def _is_fresh(node: fx.Node) -> bool:
+def is_fresh(node: fx.Node) -> bool:
     """Whether it is memory of its own, which an op of torch's has just computed."""
     maker: Any = node.args[0] if node.target is operator.getitem else node
     schema = getattr(maker.target, "_schema", None)
@@ -193,5 +198,5 @@ def _is_fresh(node: fx.Node) -> bool:
 def relax_views(graph: fx.Graph) -> None:
     """A view of a tensor whose layout a rewrite changed becomes a copy where it must."""
     for node in graph.nodes:
-        if node.target is aten.view.default:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default

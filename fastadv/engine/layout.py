@@ -23,7 +23,7 @@ VIEWS = (
     aten.squeeze.default, aten.unsqueeze.default, aten.select.int, aten.slice.Tensor,
     aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int,
 )  # fmt: skip
-_STRICT = (  # they read memory as they expect it to be: ATen's attention beyond a tensor's end
+STRICT = (  # they read memory as they expect it to be: ATen's attention beyond a tensor's end
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
     aten.view_as_complex.default, aten.view.dtype,
@@ -133,10 +133,10 @@ def _is_part(node: fx.Node) -> bool:
 
 def _leaves(node: fx.Node) -> bool:
     """Whether it, or a view of it, is a result, whose memory is no one else's, or is read by what
-    asks for its strides: an op of `_STRICT`, or one that is not torch's."""
+    asks for its strides: an op of `STRICT`, or one that is not torch's."""
     return any(
         user.op == "output"
-        or user.target in _STRICT
+        or user.target in STRICT
         or getattr(user.target, "namespace", "aten") != "aten"
         or ((user.target in VIEWS or _is_part(user)) and _leaves(user))
         for user in node.users

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fastadv.engine import calls, spread
 from fastadv.engine.activations import activate_images, activate_rows, activation_after
 from fastadv.engine.attention import attend_heads
+from fastadv.engine.channels_last import keep_strides, lay_out_images
 from fastadv.engine.choice import choose, geometry_of, is_gradient, weight_of
 from fastadv.engine.fold import fold_norms
 from fastadv.engine.gelu import fuse_linears
@@ -54,6 +55,9 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
     relax_views(graph)
     drop_detaches(graph)
     drop_clones(graph)
+    keep_strides(graph)
+    if native:
+        lay_out_images(graph)
     left = fold_norms(graph)
     convolutions = [node for node in graph.nodes if node.target is CONVOLUTION]
     rows = []
