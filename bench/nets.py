@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,11 @@ class Block(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """1603.05027's: norm and ReLU before each convolution."""
+    """1603.05027's: norm and activation, there a ReLU, before each convolution."""
 
-    def __init__(self, channels: int, outputs: int, stride: int) -> None:
+    def __init__(self, channels: int, outputs: int, stride: int, silu: bool = False) -> None:
         super().__init__()
+        self.activate = functional.silu if silu else functional.relu
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, outputs, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
@@ -44,9 +46,9 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Conv2d(channels, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu(self.norm1(x))
+        y = self.activate(self.norm1(x))
         kept = x if self.shortcut is None else self.shortcut(y)
-        total: Tensor = self.conv2(functional.relu(self.norm2(self.conv1(y)))) + kept
+        total: Tensor = self.conv2(self.activate(self.norm2(self.conv1(y)))) + kept
         return total
 
 
@@ -76,6 +78,13 @@ def preactresnet18() -> nn.Module:
     stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     blocks = _blocks(PreActBlock, 64, (64, 128, 256, 512), 2)
     return nn.Sequential(stem, *blocks, nn.BatchNorm2d(512), nn.ReLU(), *_head(512))
+
+
+def preactresnet18_silu() -> nn.Module:
+    """The same with SiLU, as the most robust nets on CIFAR-10 have it (Gowal et al. 2010.03593)."""
+    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    blocks = _blocks(partial(PreActBlock, silu=True), 64, (64, 128, 256, 512), 2)
+    return nn.Sequential(stem, *blocks, nn.BatchNorm2d(512), nn.SiLU(), *_head(512))
 
 
 def wideresnet28_10() -> nn.Module:
@@ -128,6 +137,7 @@ class ViT(nn.Module):
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": resnet18,
     "preactresnet18": preactresnet18,
+    "preactresnet18_silu": preactresnet18_silu,
     "wideresnet28_10": wideresnet28_10,
     "vgg16_bn": vgg16_bn,
     "lenet": lenet,

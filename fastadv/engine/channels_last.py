@@ -31,12 +31,10 @@ _MEMORY = (aten.as_strided.default, aten.as_strided_scatter.default)
 
 
 def lay_out_images(graph: fx.Graph) -> None:
-    """Says so of a graph's nodes; of none where anything depends on how memory is laid out."""
+    """Says so of a graph's nodes; of none where one that depends on it cannot be followed."""
     layout = _Layout()
-    for node in graph.nodes:
-        if writes(node) or node.target in _MEMORY or not layout.follow(node):
-            return
-    layout.apply(graph)
+    if all(layout.follow(node) for node in graph.nodes):
+        layout.apply(graph)
 
 
 def keep_strides(graph: fx.Graph) -> None:
@@ -70,8 +68,10 @@ class _Layout:
             return self._compute(node, True)
         if not changed:
             return True
+        if node.target in (*STRICT, *_MEMORY) or writes(node):
+            return False
         own = getattr(node.target, "namespace", "aten") == "aten"
-        return own and node.target not in STRICT and self._compute(node, False)
+        return own and self._compute(node, False)
 
     def _value(self, node: Any) -> Any:
         return self.values.get(node, value(node))

@@ -55,7 +55,6 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
     relax_views(graph)
     drop_detaches(graph)
     drop_clones(graph)
-    keep_strides(graph)
     if native:
         lay_out_images(graph)
     left = fold_norms(graph)
@@ -90,6 +89,7 @@ def rewrite(graph: fx.Graph, native: bool, bfloat16: bool, batch: int) -> list[R
             narrow_between(graph)
         _add_into_slopes(graph)
     graph.eliminate_dead_code()
+    keep_strides(graph)
     return rows
 
 

@@ -70,7 +70,8 @@ class Mixed(nn.Module):
         x = self.mix(F.relu(self.stem(x)))
         x = F.silu(self.norm(self.next(x)))
         x = F.relu(self.deep(self.mix(x)) + x)
-        return self.mix(x) if self.features else self.fc(self.mix(x).mean((2, 3)))
+        x = self.mix(x)
+        return x if self.features else self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 @pytest.mark.parametrize("features", [False, True])

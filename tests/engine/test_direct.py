@@ -174,8 +174,18 @@ def test_a_gradient_of_one_large_image_is_cut_into_bands(geometry: Geometry) -> 
         ({"y": torch.zeros(1, 3, 3, 8)}, "must have the sizes of a convolution"),
         ({"stride": [0, 1]}, "must be positive"),
         ({"kernel": [9, 9]}, "must have the sizes|at most 64 taps"),
-        ({"kept": torch.zeros(1, 2, 2, 1, dtype=torch.uint8), "activation": 2}, "`kept` must be"),
-        ({"kept": torch.zeros(1, 2, 2, 8, dtype=torch.uint8), "activation": 8}, "`kept` must be"),
+        (
+            {"kept": torch.zeros(1, 2, 2, 1, dtype=torch.uint8), "activation": 2, "numbers": [0.1]},
+            "`kept` must be",
+        ),
+        (
+            {
+                "kept": torch.zeros(1, 2, 2, 8, dtype=torch.uint8),
+                "activation": 8,
+                "numbers": [1.0] * 3,
+            },
+            "`kept` must be",
+        ),
         ({"padding": [1]}, "must be two numbers each"),
     ],
 )
