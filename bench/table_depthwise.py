@@ -39,7 +39,7 @@ class Depthwise:
         packed, size = depthwise_weights(self.weight, None), (self.small, self.small)
         call = (self.x, packed, self.bias, None, self.channels, size, self.geometry)
         contiguous = self.x.contiguous()
-        own = {DEPTHWISE: lambda: calls.depthwise_activated(*call)[0]}
+        own = {DEPTHWISE: lambda: calls.convolve_activated_directly(*call)[0]}
         return own, {
             ATEN: lambda: calls.activate(self._convolved(self.x))[0],
             PLAIN: lambda: self._convolved(contiguous).relu(),
@@ -55,7 +55,7 @@ class Depthwise:
         """The gradient by x, masked."""
         packed, size = depthwise_weights(self.weight, None), (self.large, self.large)
         call = (self.grad, packed, None, self.mask, self.channels, size, self.geometry)
-        own = {DEPTHWISE: lambda: calls.depthwise_gradient(*call)}
+        own = {DEPTHWISE: lambda: calls.fold(*call)}
         _, stride, padding, dilation = (list(pair) for pair in self.geometry)
         more = (stride, padding, dilation, False, [0, 0], self.channels)
         like, given = self.x.contiguous(), self.grad.contiguous()

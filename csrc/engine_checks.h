@@ -57,11 +57,28 @@ int64_t panels(int64_t channels) { return (channels + fastadv::kPanel - 1) / fas
 }
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
-// Of a forward: the activation and where its signs or slopes go.
-[[maybe_unused]] void set_activation(fastadv::Epilogue& after, int64_t activation,
+// What a layer writes: (n, height, width, channels).
+struct Written {
+  int64_t n, height, width, channels;
+};
+template <class Args>
+Written written_by(const Args& args) {
+  return {args.samples, args.rows, args.columns, args.outputs};
+}
+
+// A tensor like what is written, or null.
+[[maybe_unused]] const float* like_written(const std::optional<Tensor>& t, const char* name,
+                                           const Written& y) {
+  return check_or_null<const float>(t, name, ScalarType::Float,
+                                    {y.n, y.height, y.width, y.channels});
+}
+
+// Of a forward: the residual, the activation, and where its signs or slopes go.
+[[maybe_unused]] void set_activation(fastadv::Epilogue& after, const Written& y,
+                                     const std::optional<Tensor>& residual, int64_t activation,
                                      const std::vector<double>& numbers,
-                                     const std::optional<Tensor>& kept, int64_t n, int64_t height,
-                                     int64_t width, int64_t channels) {
+                                     const std::optional<Tensor>& kept) {
+  after.residual = like_written(residual, "residual", y);
   STD_TORCH_CHECK(activation >= 0 && activation < fastadv::kActivations,
                   "`activation` must be 0 to ", fastadv::kActivations - 1, ", got ", activation);
   after.activation = fastadv::Activation(activation);
@@ -72,25 +89,24 @@ const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_
   STD_TORCH_CHECK(activation != fastadv::kNone, "`kept` must be None without an activation");
   if (has_two_slopes(after.activation)) {
     after.signs = check_or_null<uint8_t>(kept, "kept", ScalarType::Byte,
-                                         {n, height, width, sign_bytes(channels)});
+                                         {y.n, y.height, y.width, sign_bytes(y.channels)});
   } else {
     after.slopes =
-        check_or_null<float>(kept, "kept", ScalarType::Float, {n, height, width, channels});
+        check_or_null<float>(kept, "kept", ScalarType::Float, {y.n, y.height, y.width, y.channels});
   }
 }
 
-// Of a gradient: what it is multiplied by, signs with the slope where they have no bit, or slopes.
-[[maybe_unused]] void set_slopes(fastadv::Epilogue& after, const std::optional<Tensor>& slopes,
-                                 double leak, int64_t n, int64_t height, int64_t width,
-                                 int64_t channels) {
-  after.numbers[0] = float(leak);
-  if (!slopes) return;
-  if (slopes->scalar_type() == ScalarType::Byte) {
+// Of a gradient: the residual, and what is multiplied by: signs with a leak, or slopes.
+[[maybe_unused]] void set_slopes(fastadv::Epilogue& after, const Written& y,
+                                 const std::optional<Tensor>& residual,
+                                 const std::optional<Tensor>& slopes, double leak) {
+  after.residual = like_written(residual, "residual", y);
+  after.leak = float(leak);
+  if (slopes && slopes->scalar_type() == ScalarType::Byte) {
     after.mask = check_or_null<const uint8_t>(slopes, "slopes", ScalarType::Byte,
-                                              {n, height, width, sign_bytes(channels)});
+                                              {y.n, y.height, y.width, sign_bytes(y.channels)});
   } else {
-    after.factors = check_or_null<const float>(slopes, "slopes", ScalarType::Float,
-                                               {n, height, width, channels});
+    after.factors = like_written(slopes, "slopes", y);
   }
 }
 

@@ -48,32 +48,27 @@ fastadv::WinogradArgs winograd_of(const Tensor& x, const Tensor& y, int64_t padd
 }
 
 fastadv::WinogradArgs winograd_call(const Tensor& y, const Tensor& x, const Tensor& weights,
-                                    const std::optional<Tensor>& residual, int64_t padding,
-                                    int64_t form) {
+                                    int64_t padding, int64_t form) {
   fastadv::WinogradArgs args = winograd_of(x, y, padding, form);
   args.bfloat16 = check_transformed(weights, args.outputs, args.channels);
   args.x = floats(x), args.weights = floats(weights);
   args.y = static_cast<float*>(y.mutable_data_ptr());
-  args.after.residual =
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {args.samples, args.rows, args.columns, args.outputs});
   return args;
 }
 
 void winograd(Tensor y, std::optional<Tensor> kept, Tensor x, Tensor weights,
               std::optional<Tensor> bias, std::optional<Tensor> residual, int64_t padding,
               int64_t form, int64_t activation, std::vector<double> numbers) {
-  fastadv::WinogradArgs args = winograd_call(y, x, weights, residual, padding, form);
+  fastadv::WinogradArgs args = winograd_call(y, x, weights, padding, form);
   args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
-  set_activation(args.after, activation, numbers, kept, args.samples, args.rows, args.columns,
-                 args.outputs);
+  set_activation(args.after, written_by(args), residual, activation, numbers, kept);
   fastadv::run_winograd(args, parallel);
 }
 
 void winograd_gradient(Tensor y, Tensor x, Tensor weights, std::optional<Tensor> residual,
                        std::optional<Tensor> slopes, double leak, int64_t padding, int64_t form) {
-  fastadv::WinogradArgs args = winograd_call(y, x, weights, residual, padding, form);
-  set_slopes(args.after, slopes, leak, args.samples, args.rows, args.columns, args.outputs);
+  fastadv::WinogradArgs args = winograd_call(y, x, weights, padding, form);
+  set_slopes(args.after, written_by(args), residual, slopes, leak);
   fastadv::run_winograd(args, parallel);
 }
 
@@ -177,11 +172,7 @@ void direct(Tensor y, std::optional<Tensor> kept, Tensor x, Tensor weights,
       convolution_of(y, x, weights, kernel, stride, padding, dilation, false);
   check_packed(weights, args, kernel[0] * kernel[1] * args.channels, panels(args.outputs));
   args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
-  args.after.residual =
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {args.samples, args.rows, args.columns, args.outputs});
-  set_activation(args.after, activation, numbers, kept, args.samples, args.rows, args.columns,
-                 args.outputs);
+  set_activation(args.after, written_by(args), residual, activation, numbers, kept);
   fastadv::run_direct(args, parallel);
 }
 
@@ -194,10 +185,7 @@ void fold(Tensor y, Tensor x, Tensor weights, std::optional<Tensor> residual,
   const int64_t taps = kernel[0] * kernel[1], last = args.outputs % kMost;
   check_packed(weights, args, args.channels,
                args.outputs / kMost * panels(taps * kMost) + panels(taps * last));
-  args.after.residual =
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {args.samples, args.rows, args.columns, args.outputs});
-  set_slopes(args.after, slopes, leak, args.samples, args.rows, args.columns, args.outputs);
+  set_slopes(args.after, written_by(args), residual, slopes, leak);
   fastadv::run_fold(args, parallel);
 }
 
@@ -206,8 +194,7 @@ fastadv::DirectArgs depthwise_of(const Tensor& y, const Tensor& x, const Tensor&
                                  const std::vector<int64_t>& kernel,
                                  const std::vector<int64_t>& stride,
                                  const std::vector<int64_t>& padding,
-                                 const std::vector<int64_t>& dilation,
-                                 const std::optional<Tensor>& residual, bool gradient) {
+                                 const std::vector<int64_t>& dilation, bool gradient) {
   fastadv::DirectArgs args =
       convolution_of(y, x, weights, kernel, stride, padding, dilation, gradient);
   for (int axis = 0; axis < 2; ++axis) {
@@ -217,9 +204,6 @@ fastadv::DirectArgs depthwise_of(const Tensor& y, const Tensor& x, const Tensor&
   }
   STD_TORCH_CHECK(args.channels == args.outputs, "`x` and `y` must have the same channels");
   check(weights, "weights", ScalarType::Float, {kernel[0] * kernel[1], args.channels});
-  args.after.residual =
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {args.samples, args.rows, args.columns, args.outputs});
   return args;
 }
 
@@ -228,11 +212,9 @@ void depthwise(Tensor y, std::optional<Tensor> kept, Tensor x, Tensor weights,
                std::vector<int64_t> kernel, std::vector<int64_t> stride,
                std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t activation,
                std::vector<double> numbers) {
-  fastadv::DirectArgs args =
-      depthwise_of(y, x, weights, kernel, stride, padding, dilation, residual, false);
+  fastadv::DirectArgs args = depthwise_of(y, x, weights, kernel, stride, padding, dilation, false);
   args.bias = check_or_null<const float>(bias, "bias", ScalarType::Float, {args.outputs});
-  set_activation(args.after, activation, numbers, kept, args.samples, args.rows, args.columns,
-                 args.outputs);
+  set_activation(args.after, written_by(args), residual, activation, numbers, kept);
   fastadv::run_depthwise(args, false, parallel);
 }
 
@@ -240,9 +222,8 @@ void depthwise_gradient(Tensor y, Tensor x, Tensor weights, std::optional<Tensor
                         std::optional<Tensor> slopes, double leak, std::vector<int64_t> kernel,
                         std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation) {
-  fastadv::DirectArgs args =
-      depthwise_of(y, x, weights, kernel, stride, padding, dilation, residual, true);
-  set_slopes(args.after, slopes, leak, args.samples, args.rows, args.columns, args.outputs);
+  fastadv::DirectArgs args = depthwise_of(y, x, weights, kernel, stride, padding, dilation, true);
+  set_slopes(args.after, written_by(args), residual, slopes, leak);
   fastadv::run_depthwise(args, true, parallel);
 }
 

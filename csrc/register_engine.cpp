@@ -6,40 +6,39 @@
 
 namespace {
 
-fastadv::PointwiseArgs pointwise_of(const Tensor& y, const Tensor& x,
+fastadv::PointwiseArgs pointwise_of(const Tensor& y, const Tensor& x, const Written& sizes,
                                     const std::optional<Tensor>& other,
                                     const std::optional<Tensor>& scale) {
-  STD_TORCH_CHECK(x.dim() == 4, "`x` must be (N, H, W, C)");
-  const int64_t n = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
-  check(x, "x", ScalarType::Float, {n, height, width, channels});
-  check(y, "y", ScalarType::Float, {n, height, width, channels});
+  like_written(x, "x", sizes), like_written(y, "y", sizes);
   fastadv::PointwiseArgs args{};
   args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
-  args.other =
-      check_or_null<const float>(other, "other", ScalarType::Float, {n, height, width, channels});
-  args.scale = check_or_null<const float>(scale, "scale", ScalarType::Float, {channels});
-  args.pixels = n * height * width, args.channels = channels;
+  args.other = like_written(other, "other", sizes);
+  args.scale = check_or_null<const float>(scale, "scale", ScalarType::Float, {sizes.channels});
+  args.pixels = sizes.n * sizes.height * sizes.width, args.channels = sizes.channels;
   return args;
+}
+
+Written sizes_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4, "`x` must be (N, H, W, C)");
+  return {x.size(0), x.size(1), x.size(2), x.size(3)};
 }
 
 void activate(Tensor y, std::optional<Tensor> kept, Tensor x, std::optional<Tensor> other,
               std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t activation,
               std::vector<double> numbers) {
-  fastadv::PointwiseArgs args = pointwise_of(y, x, other, scale);
+  const Written sizes = sizes_of(x);
+  fastadv::PointwiseArgs args = pointwise_of(y, x, sizes, other, scale);
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "`scale` must come with `shift`");
   args.shift = check_or_null<const float>(shift, "shift", ScalarType::Float, {args.channels});
-  set_activation(args.after, activation, numbers, kept, x.size(0), x.size(1), x.size(2),
-                 args.channels);
+  set_activation(args.after, sizes, std::nullopt, activation, numbers, kept);
   fastadv::run_pointwise(args, parallel);
 }
 
 void activate_gradient(Tensor y, Tensor x, Tensor slopes, double leak, std::optional<Tensor> other,
                        std::optional<Tensor> scale, std::optional<Tensor> residual) {
-  fastadv::PointwiseArgs args = pointwise_of(y, x, other, scale);
-  const int64_t n = x.size(0), height = x.size(1), width = x.size(2);
-  args.after.residual = check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                                   {n, height, width, args.channels});
-  set_slopes(args.after, slopes, leak, n, height, width, args.channels);
+  const Written sizes = sizes_of(x);
+  fastadv::PointwiseArgs args = pointwise_of(y, x, sizes, other, scale);
+  set_slopes(args.after, sizes, residual, slopes, leak);
   fastadv::run_pointwise(args, parallel);
 }
 

@@ -53,10 +53,7 @@ void max_pool_gradient(Tensor y, Tensor x, Tensor taken, std::optional<Tensor> r
   fastadv::PoolArgs args = pool_of(y, x, taken, kernel, stride, padding);
   args.x = floats(x), args.y = static_cast<float*>(y.mutable_data_ptr());
   args.height = x.size(1), args.width = x.size(2), args.rows = y.size(1), args.columns = y.size(2);
-  args.after.residual =
-      check_or_null<const float>(residual, "residual", ScalarType::Float,
-                                 {args.samples, args.rows, args.columns, args.outputs});
-  set_slopes(args.after, slopes, leak, args.samples, args.rows, args.columns, args.outputs);
+  set_slopes(args.after, written_by(args), residual, slopes, leak);
   fastadv::run_max_pool(args, true, parallel);
 }
 

@@ -29,8 +29,8 @@ void activate_line(const Epilogue& after, float* y, int64_t channels, int64_t pi
 
 using ActivateLine = void (*)(const Epilogue&, float*, int64_t, int64_t, int64_t, int64_t);
 constexpr ActivateLine kLines[kActivations] = {
-    nullptr,  // nothing is to be done
-    activate_line<kRectified>,
+    nullptr,  // these two are never stored raw
+    nullptr,
     activate_line<kLeaky>,
     activate_line<kGelu>,
     activate_line<kGeluByTanh>,
@@ -63,11 +63,7 @@ void pointwise(const PointwiseArgs& args, int64_t begin, int64_t end) {
         v = args.shift ? multiply_add(v, scale, load(args.shift + k, n...)) : v * scale;
       }
       if (after.residual) v += load(after.residual + at, n...);
-      if (after.activation == kRectified) {
-        const Ints positive = passes<kRectified>(v, after.numbers);
-        if (after.signs) put_signs(after.signs, args.channels, pixel, k, positive);
-        v = positive ? v : Floats{};
-      }
+      v = rectify(after, args.channels, pixel, k, v);
       store(args.y + at, bit_cast<Ints>(v), n...);
     });
     if (is_stored_raw(after)) {

@@ -95,8 +95,8 @@ FASTADV_FN Activated hard_swish(Floats v) {
   return {v * share, v <= -3 ? Floats{} : v >= 3 ? constant<Floats>(1) : bent};
 }
 
-// Of an activation with two slopes: whether it is the upper one, so that NaN passes where it does
-// in torch. Numbers of a clamp: its bounds.
+// Of an activation with two slopes: whether it is the upper one. NaN passes a ReLU and, as in
+// torch's scalar code, not its vectors', a clamp. Numbers of a clamp: its bounds.
 template <Activation kWhich>
 FASTADV_FN Ints passes(Floats v, const float* numbers) {
   if constexpr (kWhich == kLeaky) return v > 0;

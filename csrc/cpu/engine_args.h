@@ -45,10 +45,11 @@ constexpr int numbers_of(Activation which) {
 struct Epilogue {
   const float* residual;  // like y, or null
   Activation activation;
-  float numbers[kNumbers];  // the activation's; of a mask the slope where it has no bit
+  float numbers[kNumbers];  // the activation's
+  float leak;               // of a mask
   uint8_t* signs;           // where has_two_slopes: a bit a number, kPanel / 8 bytes a panel,
   float* slopes;            // and elsewhere its slopes, like y: written where they are not null
-  const uint8_t* mask;      // what is multiplied by, as signs,
+  const uint8_t* mask;      // what is multiplied by, as signs (and `leak` where there is no bit),
   const float* factors;     // or as slopes; or null
 };
 

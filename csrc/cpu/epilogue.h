@@ -13,7 +13,7 @@ template <class... N>
 FASTADV_FN Floats times_slopes(const Epilogue& after, int64_t channels, int64_t pixel, int64_t k,
                                Floats v, N... n) {
   if (after.mask) {
-    const Floats below = after.numbers[0] ? v * after.numbers[0] : Floats{};
+    const Floats below = after.leak ? v * after.leak : Floats{};
     v = get_signs(after.mask, channels, pixel, k) ? v : below;
   }
   if (after.factors) {  // where a slope is zero the gradient is, an infinite one too
@@ -23,17 +23,22 @@ FASTADV_FN Floats times_slopes(const Epilogue& after, int64_t channels, int64_t 
   return v;
 }
 
+// A ReLU, the one activation that stands in registers, and its signs.
+FASTADV_FN Floats rectify(const Epilogue& after, int64_t channels, int64_t pixel, int64_t k,
+                          Floats v) {
+  if (after.activation != kRectified) return v;
+  const Ints positive = ~(v <= 0);  // so that NaN passes
+  if (after.signs) put_signs(after.signs, channels, pixel, k, positive);
+  return positive ? v : Floats{};
+}
+
 // y's channels k and up of `pixel`, from the layer's sum with its bias.
 template <class Args, class... N>
 FASTADV_FN void finish(const Args& args, int64_t pixel, int64_t k, Floats v, N... n) {
   const Epilogue& after = args.after;
   const int64_t at = pixel * args.outputs + k;
   if (after.residual) v += load(after.residual + at, n...);
-  if (after.activation == kRectified) {
-    const Ints positive = ~(v <= 0);  // so that NaN passes
-    if (after.signs) put_signs(after.signs, args.outputs, pixel, k, positive);
-    v = positive ? v : Floats{};
-  }
+  v = rectify(after, args.outputs, pixel, k, v);
   v = times_slopes(after, args.outputs, pixel, k, v, n...);
   store(args.y + at, bit_cast<Ints>(v), n...);
 }

@@ -8,8 +8,8 @@ namespace fastadv {
 namespace {
 
 // Every pointer of a call. A new one must be named here, or a plan would go on reading old memory.
-static_assert(sizeof(Epilogue) == 56 && sizeof(WinogradArgs) == 176 && sizeof(DirectArgs) == 248 &&
-                  sizeof(PoolArgs) == 176 && sizeof(PointwiseArgs) == 112 &&
+static_assert(sizeof(Epilogue) == 64 && sizeof(WinogradArgs) == 184 && sizeof(DirectArgs) == 256 &&
+                  sizeof(PoolArgs) == 184 && sizeof(PointwiseArgs) == 120 &&
                   sizeof(LinearArgs) == 96 && sizeof(AttentionArgs) == 312 &&
                   sizeof(NormArgs) == 80 && sizeof(StepArgs) == 120 && sizeof(HeadArgs) == 72 &&
                   sizeof(MeanArgs) == 48 && sizeof(WatchArgs) == 32,

@@ -27,7 +27,7 @@ from fastadv.engine.graph import (
     kept_of,
     value,
 )
-from fastadv.engine.reference_activations import NAMES, Activation
+from fastadv.engine.reference_activations import NAMES, Activation, leak_of
 
 _Numbers = tuple[float, ...]
 
@@ -92,7 +92,7 @@ class Found:
 
     @property
     def leak(self) -> float:
-        return self.activation[1] if self.name == "leaky_relu" else 0.0
+        return leak_of(int(self.activation[0]), self.activation[1:])
 
     @property
     def results(self) -> tuple[Any, Any]:
@@ -145,7 +145,7 @@ def _same(args: Sequence[Any], form: Sequence[Any]) -> bool:
 
 
 def _near(a: Any, b: float) -> bool:
-    return isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=1e-6)
+    return isinstance(a, int | float) and math.isclose(a, b, rel_tol=1e-6)
 
 
 def activate_images(graph: fx.Graph) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -116,14 +114,14 @@ def convolve_gradient(
 
 def convolve_directly(
     x: Tensor,  # (N, C, H, W)
-    weights: Tensor,  # as direct_weights gives them
+    weights: Tensor,  # as direct_weights gives them, or depthwise_weights: (taps, C)
     bias: Tensor | None,
     residual: Tensor | None,
     outputs: int,
     size: tuple[int, int],  # of y
     geometry: Geometry,
 ) -> Tensor:  # (N, outputs, *size)
-    """conv(x) + bias + residual."""
+    """conv(x) + bias + residual, of each channel by itself where the weights are so."""
     more = (outputs, size, geometry, NONE, False)
     return convolve_activated_directly(x, weights, bias, residual, *more)[0]
 
@@ -133,39 +131,13 @@ def convolve_activated_directly(
     size: tuple[int, int], geometry: Geometry, activation: Activation = RELU, keeps: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """(activation(convolve_directly), what is kept of it for its gradient)."""
-    given = (weights, bias, residual, outputs, size, geometry, activation, keeps)
-    return _convolved(_ops.direct_, x, *given)
-
-
-def _convolved(
-    op: Callable[..., None], x: Tensor, weights: Tensor, bias: Tensor | None,
-    residual: Tensor | None, outputs: int, size: tuple[int, int], geometry: Geometry,
-    activation: Activation, keeps: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     rows = _rows(x)
     y = pool.empty((len(rows), *size, outputs), torch.float32)
     kept = _kept_like(y, activation, keeps)
     added = None if residual is None else _rows(residual)
+    op = _ops.depthwise_ if weights.dim() == 2 else _ops.direct_
     op(y, kept, rows, weights, bias, added, *geometry, int(activation[0]), activation[1:])
     return _images(y), kept
-
-
-def depthwise(
-    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
-    size: tuple[int, int], geometry: Geometry,
-) -> Tensor:  # fmt: skip
-    """convolve_directly of each channel by itself; weights: as depthwise_weights gives them."""
-    more = (outputs, size, geometry, NONE, False)
-    return depthwise_activated(x, weights, bias, residual, *more)[0]
-
-
-def depthwise_activated(
-    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int,
-    size: tuple[int, int], geometry: Geometry, activation: Activation = RELU, keeps: bool = True,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(activation(depthwise), what is kept of it for its gradient)."""
-    given = (weights, bias, residual, outputs, size, geometry, activation, keeps)
-    return _convolved(_ops.depthwise_, x, *given)
 
 
 def linear_weights(weight: Tensor, gradient: bool, bfloat16: bool) -> Tensor:
@@ -229,7 +201,7 @@ class Lines:
 
 def fold(
     grad: Tensor,  # (N, K, H, W), of a convolution's output
-    weights: Tensor,  # as direct_weights gives them for a gradient
+    weights: Tensor,  # as direct_weights gives them for a gradient, or depthwise_weights
     residual: Tensor | None,
     slopes: Tensor | None,
     channels: int,
@@ -238,25 +210,10 @@ def fold(
     leak: float = 0.0,
 ) -> Tensor:  # (N, channels, *size)
     """convolve_gradient, of a direct convolution."""
-    return _folded(_ops.fold_, grad, weights, residual, slopes, channels, size, geometry, leak)
-
-
-def depthwise_gradient(
-    grad: Tensor, weights: Tensor, residual: Tensor | None, slopes: Tensor | None, channels: int,
-    size: tuple[int, int], geometry: Geometry, leak: float = 0.0,
-) -> Tensor:  # fmt: skip
-    """fold, of each channel by itself."""
-    given = (weights, residual, slopes, channels, size, geometry, leak)
-    return _folded(_ops.depthwise_gradient_, grad, *given)
-
-
-def _folded(
-    op: Callable[..., None], grad: Tensor, weights: Tensor, residual: Tensor | None,
-    slopes: Tensor | None, channels: int, size: tuple[int, int], geometry: Geometry, leak: float,
-) -> Tensor:  # fmt: skip
     rows = _rows(grad)
     y = pool.empty((len(rows), *size, channels), torch.float32)
     added = None if residual is None else _rows(residual)
+    op = _ops.depthwise_gradient_ if weights.dim() == 2 else _ops.fold_
     op(y, rows, weights, added, slopes, leak, *geometry)
     return _images(y)
 

@@ -112,11 +112,10 @@ def case_of(conv: fx.Node) -> Case:
     """What the table is asked for; the batch as it stands in the graph."""
     (height, width), stride, _, _ = geometry_of(conv)
     outputs, inputs = value(weight_of(conv)[0]).shape[:2]
-    depthwise = is_depthwise(conv)
     y = value(conv.args[0]) if is_gradient(conv) else value(conv)
     window, step = math.sqrt(height * width), math.sqrt(stride[0] * stride[1])
     op = "gradient" if is_gradient(conv) else "convolution"
-    if depthwise:
+    if is_depthwise(conv):
         op, inputs = "depthwise gradient" if is_gradient(conv) else "depthwise", outputs
     n, _, rows, columns = y.shape
     return Case(op, window, step, int(inputs), int(outputs), int(rows), int(columns), n)

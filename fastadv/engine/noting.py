@@ -20,10 +20,9 @@ from fastadv.engine.pool import Pool, pool
 _NOTED = {
     f"fastadv::{name}_"
     for name in ("winograd", "winograd_gradient", "direct", "fold", "depthwise",
-                 "depthwise_gradient", "max_pool",
-                 "max_pool_gradient", "activate", "activate_gradient", "linear", "attention",
-                 "attention_gradient", "norm", "norm_gradient", "mean", "step_linf", "step_l2",
-                 "step_l1", "watch")
+                 "depthwise_gradient", "max_pool", "max_pool_gradient", "activate",
+                 "activate_gradient", "linear", "attention", "attention_gradient", "norm",
+                 "norm_gradient", "mean", "step_linf", "step_l2", "step_l1", "watch")
 } | {"fastadv::head"}  # fmt: skip
 _ALLOCATES = ("aten::empty", "aten::new_empty", "aten::set_")  # as pool.py and calls.py do
 _DIMS = 6

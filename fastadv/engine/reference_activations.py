@@ -7,6 +7,8 @@ where they are two, bits: whether a number has the upper one, 1. The other is 0,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,11 @@ RELU: Activation = (NAMES.index("relu"),)
 
 def has_two_slopes(activation: int) -> bool:
     return NAMES[activation] in TWO_SLOPES
+
+
+def leak_of(activation: int, numbers: Sequence[float]) -> float:
+    """The lower of two slopes."""
+    return numbers[0] if NAMES[activation] == "leaky_relu" else 0.0
 
 
 def activate(z: Tensor, activation: int, *numbers: float) -> tuple[Tensor, Tensor]:
@@ -62,8 +69,8 @@ def finished(
     """activation(v); kept <- its slopes, or the bits that say them."""
     y, slopes = activate(v, activation, *numbers)
     if kept is not None:
-        two, leak = has_two_slopes(activation), numbers[0] if activation == 2 else 0
-        kept.copy_(pack_signs(slopes != leak) if two else slopes)
+        bits = slopes != leak_of(activation, numbers)
+        kept.copy_(pack_signs(bits) if has_two_slopes(activation) else slopes)
     return y
 
 

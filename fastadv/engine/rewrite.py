@@ -177,8 +177,6 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
         bias = _spread_bias(conv, bias, size[0] * size[1])
     else:
         both, alone = calls.convolve_activated_directly, calls.convolve_directly
-        if kernel == DEPTHWISE:
-            both, alone = calls.depthwise_activated, calls.depthwise
         place = size, geometry
     args = (x, packed, bias, residual, y.shape[1], *place)
     if activated is not None:
@@ -190,7 +188,7 @@ def _serve(conv: fx.Node, kernel: str, bfloat16: bool) -> str:
 
 
 def _gradient(node: fx.Node, native: bool, bfloat16: bool, batch: int) -> Row:
-    """A convolution's gradient by its input alone, with the residual sum and the mask after it."""
+    """A convolution's gradient by its input alone, with the residual sum and the slopes after."""
     grad, x, weight = node.args[:3]
     source = node.meta["norm"][0] if "norm" in node.meta else weight
     name, shape = layer_of(source)
@@ -217,8 +215,7 @@ def _gradient(node: fx.Node, native: bool, bfloat16: bool, batch: int) -> Row:
     elif _spread_over(node, kernel):
         run, call = spread.gradient, (leak,)
     else:
-        run = calls.depthwise_gradient if kernel == DEPTHWISE else calls.fold
-        call = (geometry, leak)
+        run, call = calls.fold, (geometry, leak)
     args = (grad, packed, residual, slopes, channels, size, *call)
     last.replace_all_uses_with(insert(last, run, args, value(result), node))
     return Row(name, f"gradient {shape}{fused}", served_by(kernel, bfloat16), why, place)

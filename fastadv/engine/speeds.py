@@ -23,22 +23,12 @@ from fastadv.ops import backend
 PATH = Path(__file__).with_name("speeds.csv")
 ISAS = ("baseline", "avx2", "avx512")  # as fastadv.backend() names them, the slowest first
 # ATen: what a rewritten graph runs, images channels last. PLAIN: what torch runs without us, on
-# contiguous ones. OWN: the only kernel of ours for another op than a dense
-# convolution.
+# contiguous ones. OWN: the only kernel of ours for an op that is no convolution.
 WINOGRAD, DIRECT, FOLD, DEPTHWISE, OWN, ATEN, PLAIN = KERNELS = (
     "winograd", "direct", "fold", "depthwise", "own", "aten", "plain",
 )  # fmt: skip
 PASSES = frozenset(  # over numbers, without a product of channels
-    (
-        "depthwise",
-        "depthwise gradient",
-        "pool",
-        "pool gradient",
-        "norm",
-        "norm gradient",
-        "layer norm",
-        "layer norm gradient",
-    )
+    f"{op}{way}" for op in ("depthwise", "pool", "norm", "layer norm") for way in ("", " gradient")
 )
 LEARNING = frozenset(("weight gradient", "packing"))  # what only weights that learn ask for
 _TORCHS = (ATEN, PLAIN)

@@ -108,3 +108,17 @@ def test_an_attack_is_the_plain_models() -> None:
     attack = fa.bim(fa.Linf(0.1), 0.02, 4)
     found, expected = attack(fa.compile(model), x, y), attack(model, x, y)
     assert float((found != expected).float().mean()) <= 0.02  # signs of gradients near zero
+
+
+@native
+def test_any_batch_in_three_compiles() -> None:
+    """What is laid out anew says nothing of the batch."""
+    model = Mixed(cut, False).eval()
+    fast = fa.compile(model)
+    for n in (4, 2, 15, 1, 33, 16, 70):
+        x = torch.randn(n, 3, 12, 12).requires_grad_()
+        (found,), (expected,) = (torch.autograd.grad(f(x).sum(), x) for f in (fast, model))
+        assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+    graphs = fast.report().graphs
+    assert len(graphs) == 3
+    assert all("1 graph(s)" in name for name in graphs)

@@ -61,9 +61,9 @@ def test_convolution_and_its_gradient_are_float64s(
     )
     exact = exact + bias[:, None, None] + residual if bias is not None else exact
     call = (x, packed, bias, residual, channels, tuple(exact.shape[2:]), geometry)
-    y = calls.depthwise(*call)
+    y = calls.convolve_directly(*call)
     near(y, exact)
-    rectified, signs = calls.depthwise_activated(*call)
+    rectified, signs = calls.convolve_activated_directly(*call)
     assert torch.equal(rectified, y.relu())
     assert signs is not None
     assert torch.equal(reference.unpack_signs(signs, channels).permute(0, 3, 1, 2), y > 0)
@@ -71,7 +71,7 @@ def test_convolution_and_its_gradient_are_float64s(
     passed = torch.randn(n, *size, channels) > 0
     more = images(*x.shape) if added else None
     mask = reference.pack_signs(passed)
-    found = calls.depthwise_gradient(grad, packed, more, mask, channels, size, geometry)
+    found = calls.fold(grad, packed, more, mask, channels, size, geometry)
     back = back if more is None else back + more
     near(found, torch.where(passed.permute(0, 3, 1, 2), back, 0))
 
@@ -102,8 +102,8 @@ def test_a_sample_has_the_same_bits_in_any_batch_and_with_any_threads() -> None:
     packed = depthwise_weights(torch.randn(50, 1, 3, 3), None)
 
     def run(part: slice) -> Tensor:
-        y = calls.depthwise(x[part], packed, None, None, 50, (7, 7), geometry)
-        back = calls.depthwise_gradient(grad[part], packed, None, None, 50, (13, 13), geometry)
+        y = calls.convolve_directly(x[part], packed, None, None, 50, (7, 7), geometry)
+        back = calls.fold(grad[part], packed, None, None, 50, (13, 13), geometry)
         return torch.cat([y.flatten(1), back.flatten(1)], 1)
 
     whole, before = run(slice(None)), torch.get_num_threads()

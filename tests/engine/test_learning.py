@@ -6,69 +6,19 @@ import copy
 import threading
 from collections.abc import Callable
 
+import learners
 import pytest
 import torch
 import torch.nn.functional as F
+from learners import OURS, close, data, gradients, native, smooth_net, warm
 from torch import Tensor, nn
 
 import fastadv as fa
-from fastadv.engine import Compiled, learning_choice
+from fastadv.engine import learning_choice
 from fastadv.engine.learning_choice import Kernels
-from fastadv.engine.speeds import ATEN, DIRECT, FOLD, PLAIN, WINOGRAD
+from fastadv.engine.speeds import ATEN, WINOGRAD
 
-OURS = Kernels(WINOGRAD, WINOGRAD, WINOGRAD)
-native = pytest.mark.skipif(not fa.backend().is_native, reason="no compiled kernels")
-
-
-@pytest.fixture(params=[OURS, Kernels(DIRECT, FOLD, ATEN), Kernels(PLAIN, PLAIN, PLAIN)], ids=str)
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    """What serves every convolution, whatever the table says."""
-    monkeypatch.setattr(learning_choice, "kernels_of", lambda *_: request.param)
-    return request.param  # type: ignore[no-any-return]
-
-
-def smooth_net(inplace: bool = False) -> nn.Sequential:
-    """Without kinks, so that a gradient is as near as its numbers."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(9, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.Softplus(),
-        nn.Conv2d(16, 24, 3, padding=1), nn.ELU(inplace=inplace), nn.Conv2d(24, 8, 3), nn.Tanh(),
-        nn.Flatten(), nn.Linear(8 * 7 * 5, 5),
-    )  # fmt: skip
-
-
-def data(n: int = 6) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(n, 9, 9, 7, generator=generator)
-    return x, torch.randint(5, (n,), generator=generator)
-
-
-def warm(model: nn.Module, x: Tensor) -> Compiled:
-    """A compiled model that has learned once: then its images are channels last."""
-    state = copy.deepcopy(model.state_dict())
-    fast = fa.compile(model)
-    fast.learn(x)
-    model.load_state_dict(state)
-    return fast
-
-
-def gradients(
-    forward: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, y: Tensor
-) -> list[Tensor]:
-    """The loss, its gradients by x and by the weights, and the buffers after it."""
-    x = x.detach().clone().requires_grad_()
-    loss = F.cross_entropy(forward(x), y)
-    model.zero_grad()
-    loss.backward()
-    found = [loss.detach(), x.grad, *(p.grad for p in model.parameters())]
-    return [t.clone() for t in (*found, *model.buffers()) if t is not None]
-
-
-def close(got: list[Tensor], exact: list[Tensor], tolerance: float = 2e-5) -> None:
-    assert len(got) == len(exact)
-    for one, other in zip(got, exact, strict=True):
-        error = (one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-9)
-        assert float(error) <= tolerance
+kernels = learners.kernels
 
 
 @native
@@ -98,16 +48,6 @@ def test_strides_and_biases(kernels: Kernels, stride: int) -> None:
         patch.setattr(learning_choice, "kernels_of", lambda *_: kernels)
         got = gradients(fast.learn, model, x, y)
     close(got, gradients(nn.Sequential(exact, nn.Flatten()), exact, x.double(), y))
-
-
-@native
-@pytest.mark.parametrize("in_format", [torch.contiguous_format, torch.channels_last])
-def test_images_of_either_format(kernels: Kernels, in_format: torch.memory_format) -> None:
-    model, (x, y) = smooth_net(inplace=True).eval(), data(1)
-    exact = copy.deepcopy(model).double()
-    got = gradients(warm(model, x).learn, model, x.to(memory_format=in_format), y)
-    close(got, gradients(exact, exact, x.double(), y))
-    assert all(p.grad is not None and p.grad.is_contiguous() for p in model.parameters())
 
 
 @native
@@ -141,73 +81,6 @@ def test_frozen_weights_get_no_gradient_and_the_rest_do(kernels: Kernels) -> Non
         [p.grad for p in one.parameters() if p.grad is not None] for one in (model, exact)
     )
     close(got, expected)
-
-
-class Viewing(nn.Module):
-    """Flat images after a convolution, and what writes on them, or before."""
-
-    def __init__(self, view: str, writes: str = "") -> None:
-        super().__init__()
-        self.conv, self.view, self.writes = nn.Conv2d(9, 16, 3, padding=1), view, writes
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        flat = {
-            "view": lambda: y.view(len(x), -1),
-            "view by name": lambda: y.view(size=(len(x), -1)),
-            "flatten": lambda: torch.flatten(y, 1),
-            "reshape": lambda: y.reshape(len(x), -1),
-            "contiguous": lambda: y.contiguous().flatten(1),
-            "flatten by name": lambda: torch.flatten(input=y, start_dim=1),
-            "one by one": lambda: torch.stack([one.view(-1) for one in y]),
-            "strided": lambda: torch.as_strided(y, (len(x), 1008), (1008, 1)),
-        }[self.view]()
-        if self.writes == "on the view":
-            flat.mul_(2)
-        if self.writes == "on the images":
-            y.mul_(3)
-        return flat[:, :5] * y.mean((1, 2, 3))[:, None]
-
-
-@native
-@pytest.mark.parametrize("writes", ["", "on the view", "on the images"])
-@pytest.mark.parametrize(
-    "view",
-    [
-        "view",
-        "view by name",
-        "flatten",
-        "flatten by name",
-        "reshape",
-        "contiguous",
-        "strided",
-        "one by one",
-    ],
-)
-def test_views_are_those_of_contiguous_images(kernels: Kernels, view: str, writes: str) -> None:
-    torch.manual_seed(0)
-    model, (x, y) = Viewing(view, writes), data()
-    exact = copy.deepcopy(model).double()
-    expected = gradients(exact, exact, x.double(), y)
-    fast = fa.compile(model)
-    if view == "one by one" and writes == "on the images":  # as the first forward does not show
-        fast.learn(x)
-        with pytest.raises(RuntimeError, match=r"wrote in place on a view of its images.*again"):
-            fast.learn(x)
-    for _ in range(3):
-        close(gradients(fast.learn, model, x, y), expected)
-
-
-@native
-def test_a_write_that_comes_later_raises_once() -> None:
-    torch.manual_seed(0)
-    model, (x, y) = Viewing("flatten"), data()
-    fast = warm(model, x)
-    model.writes = "on the view"
-    exact = copy.deepcopy(model).double()
-    with pytest.raises(RuntimeError, match=r"wrote in place on a view of its images.*again"):
-        fast.learn(x)
-    close(gradients(fast.learn, model, x, y), gradients(exact, exact, x.double(), y))
 
 
 @native
